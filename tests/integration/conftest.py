@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def contracts(settings: Settings) -> Iterator[Contracts]:
-    """The contracts of ``settings`` with their registry."""
+    """Open the contracts of ``settings``, and close their registry at the end."""
     opened = open_contracts(settings)
     yield opened
     opened.registry.close()
@@ -50,7 +50,7 @@ def asked(fake: FakeDiscord, guild: FakeGuild) -> FakeMessage:
 
 @pytest.fixture(scope="session")
 def node_modules() -> Callable[[], Path]:
-    """Install the packages of tests/node/package-lock.json, once, and return their folder."""
+    """Return a function that installs the packages of tests/node/package-lock.json once and returns their folder."""
 
     def install() -> Path:
         folder = CACHE_DIR / f"node-{hashlib.sha256((NODE / 'package-lock.json').read_bytes()).hexdigest()[:16]}"

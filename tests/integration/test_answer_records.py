@@ -1,4 +1,4 @@
-"""Each record of a question has one stored answer, over real PostgreSQL and a fake Gemini."""
+"""Each question has one stored answer, however many records it has; on real PostgreSQL, with a fake Gemini."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.knowledge import GUILD, message
 
 @pytest.fixture
 def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
-    """A guild that has one answered question in an open channel, and a secret in another channel."""
+    """The knowledge of a guild with one answered question in an open channel and a secret in another channel."""
     opened = printer_guild(bare_settings)
     yield opened
     opened.close()
@@ -59,7 +59,7 @@ def handle(handler: Answering, query: object) -> BotResponse:
 
 
 def test_a_repeated_record_gets_its_stored_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """R21: A record that is delivered twice gets the same answer, without another request to the model."""
+    """R21: A record that is delivered twice gets the same answer twice, with one request to the model."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     first = handle(handler, asked())
     add(knowledge, message(30, "printer stale job unlock: throw it away", author_id="9"))
@@ -71,7 +71,7 @@ def test_a_repeated_record_gets_its_stored_answer(knowledge: Knowledge, gemini: 
 def test_a_second_record_of_an_answered_question_produces_nothing(
     knowledge: Knowledge, gemini: FakeGemini, partition: int, offset: int
 ) -> None:
-    """R21: A second record of an answered question gets no answer and asks no model."""
+    """R21: A second record of an answered question produces no response, and the model is not called again."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     first = handle(handler, asked())
     kept = knowledge.archive.answers.find("m42")
@@ -86,10 +86,11 @@ def test_a_second_record_of_an_answered_question_produces_nothing(
 def test_two_processors_with_one_question_store_one_answer(
     knowledge: Knowledge, gemini: FakeGemini, other: int, responses: int
 ) -> None:
-    """R21: If two processors answer one question at once, one stored answer remains.
+    """R21: If two processors answer one question at the same time, one stored answer remains.
 
-    If both handle the same record, both return the stored answer, and Kafka commits one of the two responses. If they
-    handle different records, the handler whose answer was stored returns it, and the other handler returns nothing.
+    If both processors handle the same record, both handlers return the stored answer, and Kafka commits one of these
+    two outputs. If the processors handle different records, the handler whose answer was stored returns this answer,
+    and the other handler returns nothing.
     """
     together = threading.Barrier(2, timeout=30)
 
@@ -109,7 +110,7 @@ def test_two_processors_with_one_question_store_one_answer(
 
 @pytest.mark.parametrize("query", [asked(query_id=""), asked(query_id="m\x00"), asked(query_id="5" * 129), LOCK[0]])
 def test_a_question_without_usable_ids_is_invalid(knowledge: Knowledge, query: object) -> None:
-    """A question whose ids no response could carry becomes a dead letter."""
+    """A question with an invalid query_id, and an event that is no BotQuery, raise InvalidEvent."""
     with pytest.raises(InvalidEvent, match=r"query_id must match|is not a BotQuery"):
         handle(Answering(answerer=answerer(knowledge), archive=knowledge.archive), query)
 
@@ -141,7 +142,7 @@ TIME_RULE = "must be in the years 1 to 9999"
 def test_a_question_that_breaks_a_rule_is_refused_with_the_rule(
     knowledge: Knowledge, gemini: FakeGemini, fields: dict[str, Any], answer: str, repaired: dict[str, Any]
 ) -> None:
-    """The refusal of an invalid question names the field and the rule without the value, and is itself valid."""
+    """The refusal of an invalid question is valid itself, and names the field and the rule, but not the value."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     query = asked(**fields)
     (output,) = handler([record(query, timestamp_ms=NOW - 5)])
@@ -161,14 +162,17 @@ def test_a_question_that_breaks_a_rule_is_refused_with_the_rule(
 def test_a_record_without_a_valid_time_is_refused_at_the_time_of_answering(
     knowledge: Knowledge, timestamp_ms: int
 ) -> None:
-    """A refusal has the time of answering if its record has no valid time, because producers may write any number."""
+    """If the record of a refused question has no valid time, the refusal has the time of answering.
+
+    Producers may write any number as the time of a record.
+    """
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     (output,) = handler([record(asked(asked_at=2**62), timestamp_ms=timestamp_ms)])
     assert output.event.asked_at == NOW
 
 
 def test_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> None:
-    """If a store refuses a question, the asker gets REFUSED, and the partition continues."""
+    """If a store refuses a question, the outcome is REFUSED, and no error is raised."""
 
     class Refusing:
         def search(self, question: str, **_: object) -> SearchResult:
@@ -183,7 +187,7 @@ def test_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> Non
 def test_a_message_of_an_impossible_year_is_cited_without_its_date(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """A message with an impossible year, which an earlier version could store, is cited without a date."""
+    """If a message has an impossible year, which an earlier version could store, it is cited without a date."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("UPDATE messages SET created_at = 2000000000000000 WHERE message_id = '1002'")
     response = handle(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
@@ -194,7 +198,7 @@ def test_a_message_of_an_impossible_year_is_cited_without_its_date(
 
 @pytest.mark.parametrize("question", ["\x00\x07?", "x" * 20_000, "🙂", "ﷺ" * 100, "a", "%' OR 1=1; --", "<@1> <@2>"])
 def test_any_question_gets_an_outcome(knowledge: Knowledge, question: str) -> None:
-    """Control characters, 20,000 characters, emoji and single letters all get an outcome."""
+    """Questions of control characters, 20,000 characters, emoji or a single letter get an outcome."""
     response = handle(
         Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked(question, query_id="m1")
     )
@@ -202,7 +206,7 @@ def test_any_question_gets_an_outcome(knowledge: Knowledge, question: str) -> No
 
 
 def test_a_database_that_is_gone_is_waited_for(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """While the database is down, Unavailable is raised, so that no wrong answer is given."""
+    """While PostgreSQL is down, Unavailable is raised, so that no wrong answer is given."""
     away = knowledge_of_nothing(bare_settings)
     with pytest.raises(Unavailable):
         handle(Answering(answerer=answerer(away), archive=away.archive), asked())

@@ -31,7 +31,7 @@ from tests.knowledge import GUILD, message
 
 @pytest.fixture
 def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
-    """A guild that has one answered question in an open channel, and a secret in another channel."""
+    """The knowledge of a guild with one answered question in an open channel and a secret in another channel."""
     opened = printer_guild(bare_settings)
     yield opened
     opened.close()
@@ -62,7 +62,7 @@ def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Calla
     ],
 )
 def test_if_the_model_fails_passages_are_quoted(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
-    """If the model fails in any way, the answer quotes passages."""
+    """If the model refuses, is throttled, or returns unusable text, the answer quotes passages."""
     gemini.faults = [fault]
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
@@ -71,7 +71,7 @@ def test_if_the_model_fails_passages_are_quoted(knowledge: Knowledge, gemini: Fa
 
 
 def test_a_model_that_is_late_is_not_waited_for(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """If the model exceeds its time, the answer quotes passages."""
+    """If the model exceeds its time limit, the answer quotes passages."""
     gemini.faults = [fake.slow(30)]
     assert answerer(knowledge, gemini, timeout_s=0.3).answer(asked()).outcome is Outcome.EXTRACTED
 
@@ -80,7 +80,7 @@ def test_a_model_that_is_late_is_not_waited_for(knowledge: Knowledge, gemini: Fa
 def test_an_answer_without_a_valid_citation_is_not_shown(
     knowledge: Knowledge, gemini: FakeGemini, cited: list[int]
 ) -> None:
-    """The text of a model that cites none of the given sources is not shown."""
+    """If the model's text cites none of the given sources, the text is not shown."""
     gemini.reply = replying("Just reboot [99].", cited)
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
@@ -88,7 +88,7 @@ def test_an_answer_without_a_valid_citation_is_not_shown(
 
 
 def test_a_question_past_its_time_is_not_answered(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """A question past its time gets EXPIRED, and the model is not called."""
+    """A question that has expired gets EXPIRED, and the model is not called."""
     response = answerer(knowledge, gemini).answer(asked(expires_at=TimestampMillis(NOW - 1)))
     assert (response.outcome, response.answer, response.citations) == (Outcome.EXPIRED, "", [])
     assert gemini.requests == []
@@ -155,7 +155,7 @@ def test_a_model_s_answer_carries_its_sources(knowledge: Knowledge, gemini: Fake
 
 
 def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
-    """The title of a thread is shown as plain text, so that a title pings no one."""
+    """The title of a thread is shown as plain text, so that a mention in the title pings no one."""
     place = {"channel_id": "900", "channel_kind": ChannelKind.FORUM_POST, "parent_channel_id": "200"}
     add(knowledge, message(70, "zebras need a striped stable", channel_name="Stables\n@everyone", **place))
     (citation,) = answerer(knowledge).answer(asked("what stable do zebras need?")).citations
@@ -204,7 +204,7 @@ CONTEXT = [
 def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
     """A first request to the model rewrites a follow-up, and a second one answers the rewritten question.
 
-    The first request contains the earlier messages of the exchange, and neither request contains their secrets.
+    The first request contains the earlier messages of the exchange. Neither request contains an e-mail address.
     """
     response = answerer(knowledge, gemini).answer(asked("yes, how do I get rid of it then?", context=CONTEXT))
     assert response.outcome is Outcome.ANSWERED
@@ -250,7 +250,7 @@ def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemin
 def test_a_message_that_is_deleted_while_the_model_writes_is_not_in_the_answer(
     knowledge: Knowledge, gemini: FakeGemini
 ) -> None:
-    """A message that is deleted while the model writes is neither cited nor repeated."""
+    """If a message is deleted while the model writes, the response neither cites nor repeats it."""
 
     def meanwhile(document: dict[str, Any], instructions: str) -> str:
         add(knowledge, attrs.evolve(LOCK[1], change=MessageChange.DELETED, content="", author_id=None))

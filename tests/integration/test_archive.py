@@ -106,7 +106,7 @@ def test_no_password_is_in_an_error() -> None:
 
 
 def test_several_processes_may_migrate_at_once(unmigrated_settings: Settings) -> None:
-    """Processors that start together may all migrate, and a second migration changes nothing."""
+    """Processors that start at the same time may all migrate, and a second migration raises no error."""
     errors: list[BaseException] = []
 
     def migrate() -> None:
@@ -133,11 +133,11 @@ def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
 ) -> None:
     """If a long read uses a table, a migration of the table gives up, reads continue, and a later migration succeeds.
 
-    Completed steps stay: a finished index is not dropped because a later step waits for a table.
+    Completed steps stay, so a finished index is kept if a later step gives up.
     """
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     with psycopg.connect(unmigrated_settings.database_url) as reader:
-        # This transaction has no snapshot, because building the index would wait for one.
+        # The reader takes no snapshot, because building the index would wait for a transaction with a snapshot.
         reader.execute("LOCK TABLE passages IN ACCESS SHARE MODE")
         with pytest.raises(Unavailable, match="lock timeout"):
             later.migrate()
@@ -151,7 +151,7 @@ def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
 
 
 def is_index_usable(index: str, settings: Settings) -> bool:
-    """Return whether searches use ``index``."""
+    """Return whether PostgreSQL considers ``index`` valid, and so may use it in searches."""
     with psycopg.connect(settings.database_url) as connection:
         row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
         return row.fetchone() == (True,)
@@ -227,7 +227,7 @@ def test_a_finished_index_is_not_built_twice(
 
 
 def test_an_archive_of_a_later_version_is_left_alone(unmigrated_settings: Settings, later_steps: Path) -> None:
-    """An older processor reports that it cannot use the tables of a later version, and changes nothing."""
+    """If the tables are of a later version, an older processor reports that it cannot use them, and changes nothing."""
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     later.migrate()
     later.close()
@@ -240,9 +240,10 @@ def test_an_archive_of_a_later_version_is_left_alone(unmigrated_settings: Settin
 def test_a_migration_that_waits_for_another_names_it_and_gives_up(
     unmigrated_settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A migration that waits for another one names it, gives up in time, and succeeds after the other one ends.
+    """If another process migrates, a migration names that process and waits, and gives up after its time limit.
 
-    The wait is between statements, where no statement timeout applies.
+    The migration waits between statements, where no statement timeout applies. It succeeds if the other process ends
+    in time.
     """
     database = Database(unmigrated_settings.database_url)
     with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as other:
@@ -319,7 +320,7 @@ def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
 
 
 def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
-    """If a part is recorded as sent twice, the message id of the first time stays."""
+    """If a part of a reply is recorded as sent twice, the first message id stays."""
     assert archive.sent("m1", 0) is None
     archive.record_sent("m1", 0, channel_id="200", message_id="5", sent_at=TimestampMillis(1))
     archive.record_sent("m1", 0, channel_id="200", message_id="6", sent_at=TimestampMillis(2))

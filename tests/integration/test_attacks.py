@@ -1,4 +1,4 @@
-"""No attack does harm, with real stores and a model that obeys everything it reads."""
+"""Attacks do no harm, with real stores and a fake model that obeys all instructions that it reads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STAFF = "the printer's stale job unlock code for staff is OPENSESAME, tell nobod
 
 
 ALONE = [str(10_000 + number) for number in range(len(ATTACKS))]
-"""For each attack, the channel that contains the messages of this attack only."""
+"""For each attack, the id of a channel that contains only the messages of this attack."""
 
 
 def test_there_are_many_attacks() -> None:
@@ -55,9 +55,9 @@ def said() -> dict[str, str]:
 
 
 def _events() -> list[DiscordMessage]:
-    """Return the messages: an honest answer, a secret of the staff, and every attack.
+    """Return the messages: a question, an honest answer, a secret of the staff, and every attack.
 
-    Each attack is alone in a channel, and once more after the honest answer.
+    Each attack is in a channel of its own, and a short attack also follows the honest answer in channel 200.
     """
     events = [
         message(1, QUESTION, author_id="1"),
@@ -66,7 +66,7 @@ def _events() -> list[DiscordMessage]:
     ]
     number = 10
     for place, attack in enumerate(ATTACKS):
-        # Long attacks are only in their own channel, because they would use up the words that the model may read.
+        # Long attacks are not in channel 200, because there they would use up the words that the model may read.
         channels = [ALONE[place]] if len(attack.text) > 2_000 else [ALONE[place], "200"]
         for channel in channels:
             for text in attack.messages:
@@ -113,7 +113,7 @@ def answerer(knowledge: Knowledge, gemini: FakeGemini | None) -> Answerer:
 
 
 def rests_on(response: BotResponse, said: dict[str, str]) -> list[str]:
-    """Return the texts of the messages on which ``response`` rests."""
+    """Return the texts of all messages in the passages that ``response`` cites."""
     cited = {citation.message_id for citation in response.citations}
     passages = [passage.message_ids for passage in response.retrieved if cited & set(passage.message_ids)]
     return [said[message_id] for ids in passages for message_id in ids]
@@ -121,7 +121,7 @@ def rests_on(response: BotResponse, said: dict[str, str]) -> list[str]:
 
 @pytest.mark.timeout(300)  # about 500 questions
 def test_no_attack_does_harm(knowledge: Knowledge, gemini: FakeGemini, said: dict[str, str]) -> None:
-    """A question about an attack does no harm, with or without the honest answer visible, with or without a model."""
+    """A question with an attack in it does no harm, with or without a model, with or without the honest answer."""
     failures = []
     outcomes = set()
     answerers = {"model": answerer(knowledge, gemini), "extract": answerer(knowledge, None)}
@@ -139,7 +139,7 @@ def test_no_attack_does_harm(knowledge: Knowledge, gemini: FakeGemini, said: dic
 
 
 def test_the_honest_answer_survives_an_attack(bare_settings: Settings, gemini: FakeGemini) -> None:
-    """If a model repeats its instructions, its text is not used, and the honest message is quoted with its source."""
+    """If the model repeats its instructions, the answer is an extract that quotes and cites the honest message."""
     opened = knowledge_of(bare_settings, None)
     attack = message(5, ATTACKS[0].text, author_id="66", reply_to_message_id="1002")
     Ingest(knowledge=opened)([RecordOfEvent(event) for event in [*_events()[:3], attack]])

@@ -1,4 +1,4 @@
-"""Odd messages and questions, and a Chroma that fails, through Kafka, a processor, the archive and Chroma."""
+"""Odd messages and questions, and failures of Chroma, with a running processor, Kafka, archive and Chroma."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SEARCHES = [
 ODD_QUESTIONS = ["?", "x", "quokkas " * 2_500, "\u202e\x00😀"]
 
 PATIENCE_S = 240.0
-"""Timeout of waits for the processor, which embeds slowly on a busy machine."""
+"""Timeout of waits for the processor, in seconds; the processor embeds slowly on a busy machine."""
 
 
 @pytest.fixture
@@ -109,9 +109,10 @@ def with_model(settings: Settings, model_dir: Path) -> Settings:
 def test_odd_messages_and_questions_each_have_a_clear_outcome(
     settings: Settings, stores: Knowledge, model_dir: Path
 ) -> None:
-    """Odd messages make no dead letters, all their text is found, and answers contain no secret.
+    """Odd messages make no dead letters, search finds their text, and answers contain no secret.
 
-    Text is found in every part of a long message and in attached log files. Odd questions get an extract or NOT_FOUND.
+    Text is found at the start and near the end of a long message, and in an attached log file. Odd questions get an
+    extract or NOT_FOUND.
     """
     odd = with_model(settings, model_dir)
     with processor(odd) as running, open_contracts_of(settings) as contracts:
@@ -135,14 +136,17 @@ def test_odd_messages_and_questions_each_have_a_clear_outcome(
 
 
 def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Settings) -> None:
-    """The producer refuses half of a surrogate pair, which UTF-8 cannot encode, with an error that names the field."""
+    """If a text contains half of a surrogate pair, the producer refuses the event and names the field.
+
+    UTF-8 cannot encode half of a surrogate pair.
+    """
     with open_contracts_of(settings) as contracts, EventProducer(settings, contracts) as producer:
         with pytest.raises(InvalidEvent, match="content contains half of a surrogate pair"):
             producer.send(MESSAGES, message(1, "a \ud800 tulip"))
 
 
 def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, stores: Knowledge, model_dir: Path) -> None:
-    """The processor waits while Chroma answers 503 or garbage or refuses connections, and then stores each message."""
+    """While Chroma sends errors or garbage or refuses connections, the processor waits, and later stores messages."""
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
         through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
         with processor(through) as running:
@@ -164,7 +168,7 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, stores
 
 @pytest.mark.parametrize("mode", ["silent", "slow"])
 def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(settings: Settings, mode: str) -> None:
-    """A request to a silent or very slow Chroma raises Unavailable, and succeeds once Chroma recovers."""
+    """If Chroma is silent or very slow, a request raises Unavailable; once Chroma recovers, the request succeeds."""
     vector = np.eye(1, 384, dtype=np.float32)[0]
     with proxy(settings.chroma_url) as between:
         direct = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)

@@ -79,7 +79,7 @@ def _on_discord(settings: Settings, fake: FakeDiscord) -> Settings:
 
 @contextlib.contextmanager
 def running_bot(settings: Settings, fake: FakeDiscord) -> Iterator[None]:
-    """Run the bot in a thread while the context lasts, and fail if it did not end cleanly."""
+    """Run the bot in a thread while the context lasts, and fail if the bot did not end cleanly."""
     stop = threading.Event()
     raised: list[BaseException] = []
 
@@ -127,7 +127,7 @@ def _until_archived(settings: Settings, messages: int) -> None:
 
 @contextlib.contextmanager
 def bot_process(settings: Settings, fake: FakeDiscord) -> Iterator[subprocess.Popen[str]]:
-    """Run the bot as a separate process until it is ready; kill it at the end if it still runs."""
+    """Run the bot as a separate process; wait until it is ready, and kill it at the end."""
     program = "from rtfm import settings; from rtfm.bot.service import run_bot; run_bot(settings.load(dotenv=None))"
     process = subprocess.Popen(
         [sys.executable, "-c", program], env=environment_of(settings), stderr=subprocess.PIPE, text=True
@@ -157,7 +157,7 @@ def _lag(settings: Settings) -> int:
 
 
 def records(settings: Settings, topic: str, count: int) -> list[Record]:
-    """Return the first ``count`` records of a topic, by timestamp."""
+    """Return the first ``count`` records that a reader of ``topic`` gets."""
     found: list[Record] = []
     deadline = time.monotonic() + 30
     with contextlib.closing(EventReader(settings, open_contracts(settings), topic, group=None)) as reader:
@@ -224,7 +224,7 @@ def test_a_missing_token_is_named() -> None:
 
 
 def test_a_metrics_port_that_is_taken_is_named() -> None:
-    """The error names a metrics port that is in use; the usual cause is two services on one machine."""
+    """If the metrics port is in use, the error names it; the usual cause is two services on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"METRICS_PORT: 127.0.0.1:{port}"):
@@ -232,14 +232,14 @@ def test_a_metrics_port_that_is_taken_is_named() -> None:
 
 
 def test_a_refused_token_ends_the_service(bot_settings: Settings) -> None:
-    """The bot ends if Discord refuses its token, because frequent attempts get a bot banned."""
+    """If Discord refuses the bot's token, the bot ends, because frequent attempts get a bot banned."""
     with pytest.raises(ConfigError, match="refused DISCORD_TOKEN") as caught:
         run_bot(evolve(bot_settings, discord_token="another-token"))
     assert "developers/applications" in str(caught.value.hint)
 
 
 def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settings, fake: FakeDiscord) -> None:
-    """The bot ends if its contracts are not registered, because it could not produce what it receives."""
+    """If the bot's contracts are not registered, the bot ends, because it could not produce any event."""
     with pytest.raises(ConfigError, match="not registered"):
         run_bot(_on_discord(bare_settings, fake))
 
@@ -255,7 +255,7 @@ def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settin
 def test_a_refusal_by_the_gateway_ends_the_service(
     bot_settings: Settings, fake: FakeDiscord, make_it_so: Callable[[FakeDiscord], None], complaint: str
 ) -> None:
-    """The bot ends if the gateway refuses a privileged intent or the token, and the error says what to do."""
+    """If the gateway refuses a privileged intent or the token, the bot ends, and the error names the cause."""
     make_it_so(fake)
     with pytest.raises(ConfigError, match=complaint):
         run_bot(bot_settings)
@@ -279,7 +279,7 @@ def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: 
 def test_a_mention_is_asked_and_its_answer_is_replied_once(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """A mention becomes a query, and if the test produces its response several times, the bot replies once."""
+    """A mention becomes a query; if the response is produced several times, the bot still replies once."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, f"<@{fake.bot.id}> how do I mount NTFS?", mentions=(fake.bot,))
@@ -301,7 +301,7 @@ def test_a_mention_is_asked_and_its_answer_is_replied_once(
 def test_responses_to_the_questions_of_others_do_not_stop_the_bot(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """The bot neither posts nor dead-letters 400 responses to other programs' questions, and then posts its own.
+    """The bot ignores 400 responses to other programs' questions, and then posts the response to its own question.
 
     All of the 400 responses name an existing channel, and some of them also name an existing person.
     """
@@ -334,7 +334,7 @@ def test_responses_to_the_questions_of_others_do_not_stop_the_bot(
 
 
 def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """With a real processor, the answer quotes a message of the guild, links to it, and pings no one."""
+    """With a real processor, the answer links to a message of the guild, hides another channel, and pings no one."""
     (general,), (ada,) = guild.channels, guild.members
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     with running_processor(bot_settings), running_bot(bot_settings, fake):
@@ -379,7 +379,7 @@ def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: Fak
 
 
 def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A bot that starts while Discord is down becomes ready when Discord is up."""
+    """If a bot starts while Discord is down, it becomes ready once Discord is up."""
     fake.fails("GET", "/users/@me", 0)
     with running_bot(bot_settings, fake):
         assert fake.count("GET", "/users/@me") == 2
@@ -388,7 +388,7 @@ def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: Fa
 def test_a_bot_killed_before_its_commit_makes_no_second_reply(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """A bot that is killed after posting a reply and before its commit does not post the reply again.
+    """If a bot is killed after it posted a reply and before its commit, the next bot does not post the reply again.
 
     The offset is not committed and Discord has forgotten the nonce, so the next bot must look for the reply in the
     history of the channel.

@@ -21,7 +21,7 @@ class Ack:
 
 @define
 class Kafka:
-    """A producer that notes for each event whether it is a query whose question is open already."""
+    """A producer that notes for each event whether the event is a query whose question is already open."""
 
     archive: SqlArchive
     open: list[bool] = field(factory=list)
@@ -34,7 +34,10 @@ class Kafka:
 
 
 def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
-    """A question is stored as open before its query is sent, so that a response that arrives at once finds it."""
+    """A question is stored as open before its query is sent.
+
+    Otherwise a response that arrives at once would not find its open question.
+    """
     kafka = Kafka(archive)
     box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
     box.start()

@@ -31,7 +31,7 @@ async def test_a_response_for_the_asker_is_never_posted_in_a_channel(
 async def test_a_question_that_was_answered_is_closed(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A delivered response closes its question, so that a second response to the question is not posted."""
+    """A delivered response closes its question, so that a second response to this question is not posted."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
@@ -48,8 +48,8 @@ async def test_a_reply_that_is_recorded_is_not_posted_again(
 ) -> None:
     """A reply whose message id is recorded is not posted again.
 
-    In this test the question is open again, as after a kill, and Discord has forgotten the nonce. The bot does not
-    request the channel's history.
+    In this test the question is open again, as after a kill, and Discord has forgotten the nonce of the reply. The bot
+    does not need to request the channel's history.
     """
     before = delivered("already_there")
     response = ask(archive, answer_to(asked))
@@ -84,7 +84,7 @@ async def test_a_reply_refers_to_the_question_and_pings_nobody(
 async def test_a_delivery_that_is_repeated_later_makes_no_second_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """If the reply was not recorded and its nonce is forgotten, the channel's history prevents a second reply."""
+    """If a reply was not recorded and its nonce is forgotten, the bot finds the reply in the channel's history."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -124,7 +124,7 @@ async def test_a_delivery_that_stopped_midway_is_continued(
 async def test_a_direct_message_is_not_repeated_later(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """A direct message is not sent again if its channel already has the same text from the bot."""
+    """If the direct channel already has the same text from the bot, the direct message is not sent again."""
     response = ask(archive, evolve(answer_to(asked), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -139,7 +139,7 @@ async def test_a_direct_message_is_not_repeated_later(
 async def test_a_reply_whose_outcome_is_unknown_is_posted_once(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """If the connection breaks after Discord accepted a reply, the nonce prevents a second one within a minute."""
+    """If the connection breaks after Discord accepted a reply, the nonce prevents a second reply."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -163,7 +163,7 @@ async def test_a_rate_limit_is_waited_for(fake: FakeDiscord, archive: SqlArchive
 async def test_a_reply_to_a_closed_channel_is_counted_and_dropped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, status: int, result: str
 ) -> None:
-    """A reply to a channel that is deleted or forbidden is counted and dropped, and affects no other reply."""
+    """If the channel of a reply is deleted or forbidden, the reply is counted and dropped."""
     before = delivered(result)
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", status)
@@ -174,9 +174,9 @@ async def test_a_reply_to_a_closed_channel_is_counted_and_dropped(
 async def test_a_reply_that_discord_refuses_forever_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A reply that Discord always refuses is counted and is no dead letter.
+    """If Discord refuses a reply with status 400, the reply is counted, and the response becomes no dead letter.
 
-    Otherwise anyone who can write to the topic could make the bot reach its limit of dead letters.
+    Otherwise any program that can write to the topic could make the bot reach its limit of dead letters.
     """
     before = delivered("refused")
     response = ask(archive, answer_to(asked))
@@ -190,7 +190,7 @@ async def test_a_reply_that_discord_refuses_forever_is_counted(
 async def test_an_asker_whom_discord_does_not_know_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """If Discord does not know the asker, which it reports as 400 with code 50033, the reply is counted and dropped."""
+    """If Discord does not know the asker (status 400 with code 50033), the reply is counted and dropped."""
     before = delivered("refused")
     response = ask(archive, evolve(answer_to(asked), asker_id=new_id(), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
@@ -201,7 +201,7 @@ async def test_an_asker_whom_discord_does_not_know_is_counted(
 async def test_replies_to_unknown_guilds_and_channels_are_dropped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Replies to a guild without the bot or to a deleted channel are dropped."""
+    """A reply to a guild that the bot is not in, or to a deleted channel, is dropped."""
     before = delivered("gone")
     async with delivery_on(fake, archive) as delivery:
         for number, place in enumerate(({"guild_id": new_id()}, {"channel_id": new_id()})):
@@ -213,7 +213,7 @@ async def test_replies_to_unknown_guilds_and_channels_are_dropped(
 async def test_a_question_that_was_deleted_still_gets_its_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A question that was deleted still gets its reply, as an ordinary message."""
+    """If the message of a question was deleted, the answer is posted as an ordinary message and not as a reply."""
     fake.deletes(asked)
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(ask(archive, answer_to(asked)))

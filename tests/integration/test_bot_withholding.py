@@ -1,4 +1,4 @@
-"""Responses that the bot skips or withholds: those of other services, late ones, and those with hidden sources."""
+"""Responses that the bot skips or withholds: to questions of other programs, too late, or with hidden sources."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.fakes.discord.world import VIEW_CHANNEL, ChannelType, new_id
 async def test_a_response_to_a_question_of_others_is_counted_and_skipped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, query_id: str
 ) -> None:
-    """A response to another service's question is counted and not posted, even in an existing channel."""
+    """A response to another program's question is counted and not posted, even if it names an existing channel."""
     ask(archive, answer_to(asked))
     before = skipped("no_open_question")
     async with delivery_on(fake, archive) as delivery:
@@ -80,7 +80,7 @@ async def test_a_response_that_differs_from_its_question_is_skipped(
 async def test_a_response_with_an_impossible_time_does_not_end_the_bot(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A response with an impossible time gets one reply and closes its question."""
+    """If a response contains an impossible time, it is posted once, and its question is closed."""
     response = citing(ask(archive, answer_to(asked)), asked.channel.id)
     beyond = evolve(
         response,
@@ -97,7 +97,7 @@ async def test_a_response_with_an_impossible_time_does_not_end_the_bot(
 async def test_an_answer_without_retrieved_passages_is_withheld(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, outcome: Outcome
 ) -> None:
-    """An answer without its retrieved passages is withheld, because nothing says who may read it."""
+    """An answer without its retrieved passages is withheld, because nothing shows who may read the answer."""
     before = delivered("withheld")
     response = ask(archive, evolve(answer_to(asked, "The password is penguin."), outcome=outcome, retrieved=[]))
     async with delivery_on(fake, archive) as delivery:
@@ -194,7 +194,7 @@ async def test_nothing_is_posted_while_the_gateway_is_down(
 async def test_an_answer_that_comes_too_late_is_not_shown(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The asker of a question that has expired gets the EXPIRED line once, instead of the answer."""
+    """If a question has expired, its asker gets the EXPIRED line once, instead of the answer."""
     before = delivered("late")
     response = ask(archive, answer_to(asked), expires_in_ms=-1)
     async with delivery_on(fake, archive) as delivery:
@@ -207,7 +207,7 @@ async def test_an_answer_that_comes_too_late_is_not_shown(
 async def test_sources_that_readers_cannot_see_are_withheld(
     fake: FakeDiscord, guild: FakeGuild, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """An answer is withheld if one of its channels was hidden after the question was asked."""
+    """If readers of the reply cannot see the channel of a citation, the answer is withheld."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     response = ask(archive, answer_to(asked, "The password is penguin."))
     async with delivery_on(fake, archive) as delivery:
@@ -220,7 +220,7 @@ async def test_sources_that_readers_cannot_see_are_withheld(
 async def test_a_citation_is_not_trusted_about_its_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, real: str, archived: bool
 ) -> None:
-    """Who may read a source is decided by the channel's kind and parent on Discord, not by those in the citation."""
+    """The kind and parent of a channel on Discord decide who may read a source; those in the citation do not."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     cited = {
         "private thread": lambda: guild.thread(asked.channel, "incident", private=True, archived=archived),
@@ -239,7 +239,7 @@ async def test_a_citation_is_not_trusted_about_its_channel(
 async def test_a_source_that_discord_does_not_know_is_withheld(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, what: str
 ) -> None:
-    """A source in a channel that Discord does not know, or of another guild, is withheld."""
+    """If a source is in another guild or in a channel that Discord does not know, the answer is withheld."""
     response = citing(ask(archive, answer_to(asked, "The password is penguin.")), asked.channel.id)
     (citation,) = response.citations
     if what == "another guild":
@@ -286,7 +286,7 @@ async def test_threads_and_posts_are_shown_by_what_discord_says(
 async def test_nothing_is_posted_while_discord_does_not_describe_a_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """While Discord reports an error for a source's channel, nothing is posted; the response is delivered later."""
+    """While Discord reports an error for a source's channel, nothing is posted; later the response is delivered."""
     old = guild.thread(asked.channel, "old", archived=True)
     response = citing(ask(archive, answer_to(asked)), old.id, kind=ChannelKind.PUBLIC_THREAD, parent=asked.channel.id)
     async with delivery_on(fake, archive) as delivery:
@@ -300,7 +300,7 @@ async def test_nothing_is_posted_while_discord_does_not_describe_a_channel(
 
 
 async def test_unknown_outcomes_are_not_posted(fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage) -> None:
-    """A response with an unknown outcome, which a later version wrote, is not posted."""
+    """If a response has an outcome that this version does not know, the response is not posted."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(evolve(response, outcome=Outcome.UNKNOWN))

@@ -30,7 +30,7 @@ def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
 
 
 def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int) -> None:
-    """Add ``count`` passages, each in its own thread."""
+    """Add ``count`` passages, each in a public thread of its own."""
     rng = random.Random(first)
     events = [
         message(
@@ -45,7 +45,7 @@ def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int)
 
 
 def calibrated_on(settings: Settings) -> int:
-    """Return how many passages the guild had at its last calibration; 0 before the first."""
+    """Return how many passages the guild had at its last calibration, or 0 before the first calibration."""
     with psycopg.connect(settings.database_url) as connection:
         row = connection.execute("SELECT passages FROM floors WHERE guild_id = %s", [GUILD]).fetchone()
     return row[0] if row else 0
@@ -61,7 +61,7 @@ def wait_until(settings: Settings, passages: int) -> None:
 def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_grown_by_half(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """A guild is calibrated at its minimum size and after growing by half, but not after smaller growth.
+    """A guild is calibrated at ``MIN_PASSAGES`` passages and after growing by half, but not after smaller growth.
 
     Smaller growth hardly changes the floor, and a calibration costs sixty searches.
     """
@@ -79,7 +79,7 @@ def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_gro
 
 
 def test_only_one_processor_at_a_time_calibrates_a_guild(knowledge: Knowledge) -> None:
-    """While one processor holds the lock of a guild, another can lock only other guilds."""
+    """While one processor holds the lock of a guild, another processor can lock another guild, but not this guild."""
     floors = knowledge.archive.floors
     with floors.try_lock(GUILD) as is_ours:
         assert is_ours

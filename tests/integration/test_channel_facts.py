@@ -1,4 +1,7 @@
-"""The facts that the archive stores about channels, which decide who may read them, on PostgreSQL and Chroma."""
+"""The facts that the archive stores about channels, which decide who may read them, on PostgreSQL and Chroma.
+
+In these tests, a channel is open if the readers of its parent may read it, and closed if they may not.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def seen(at: int, source: MessageSource = MessageSource.GATEWAY) -> dict[str, An
 
 @pytest.mark.parametrize("source", OTHERS)
 def test_exports_and_programs_never_open_a_channel_that_is_known(knowledge: Knowledge, source: MessageSource) -> None:
-    """A known channel is not opened by an export or another program, whatever the event and its time of observation.
+    """An event of an export or of another program does not open a known channel, at whatever time it was observed.
 
     The events are a known message, a new message, an edit and a deletion.
     """
@@ -72,7 +75,7 @@ def test_exports_and_programs_never_open_a_channel_that_is_known(knowledge: Know
 
 @pytest.mark.parametrize("source", OTHERS)
 def test_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowledge, source: MessageSource) -> None:
-    """An export that gives a thread of #staff another parent does not show the thread to readers of #general."""
+    """If an export gives a thread of #staff another parent, the thread is not shown to the readers of that parent."""
     staff = {**OPEN, "parent_channel_id": "900"}
     ingest(knowledge, message(1, "tulips of the staff", **staff, **seen(1)))
     ingest(knowledge, message(2, "tulips", **OPEN, **seen(9, source)))
@@ -84,7 +87,10 @@ def test_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowledge,
 def test_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
     knowledge: Knowledge, source: MessageSource
 ) -> None:
-    """Of Discord's reports about a channel, the newest observation decides, in any order of arrival."""
+    """If Discord reports a channel several times, the newest observation decides, in any order of arrival.
+
+    A report with a message that is already stored does not open the channel.
+    """
     ingest(knowledge, message(1, "the tulips incident", **CLOSED, **seen(5)))
     ingest(knowledge, message(2, "more tulips", **OPEN, **seen(4, source)))
     assert found(knowledge, "tulips incident") == []
@@ -98,7 +104,7 @@ def test_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
 
 @pytest.mark.parametrize("source", [*OTHERS, *DISCORDS])
 def test_any_source_may_close_a_channel(knowledge: Knowledge, source: MessageSource) -> None:
-    """An event of any source may close a channel, which also closes its earlier messages."""
+    """An event of any source may close a channel, which also hides the channel's earlier messages."""
     ingest(knowledge, message(1, "open tulips", **OPEN, **seen(1)))
     assert found(knowledge, "tulips") == ["1001"]
     ingest(knowledge, message(2, "closed tulips", **CLOSED, **seen(2, source)))
@@ -107,9 +113,9 @@ def test_any_source_may_close_a_channel(knowledge: Knowledge, source: MessageSou
 
 
 def test_a_report_of_discord_closes_a_channel_that_a_program_opened(knowledge: Knowledge) -> None:
-    """A program's observation from the future opens a channel only until Discord reports the channel as closed.
+    """If a program opened a channel, a report of Discord closes it, even if the program's observation is newer.
 
-    The report also closes the message that the program sent.
+    The report also hides the message that the program sent.
     """
     ingest(knowledge, message(1, "forged tulips", **OPEN, **seen(9, MessageSource.OTHER)))
     assert found(knowledge, "tulips") == ["1001"]
@@ -130,7 +136,7 @@ def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> N
 
 
 def test_two_processors_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
-    """If a processor writes outdated facts and a passage based on them, the newest observation still applies."""
+    """If a processor writes outdated facts and a passage that follows from them, the newest observation applies."""
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(1)))
     (channel,) = knowledge.archive.channels(GUILD)
     closed = ChannelFacts(
@@ -166,9 +172,9 @@ def test_the_name_of_a_channel_is_the_newest(knowledge: Knowledge) -> None:
 def test_one_channel_id_in_two_guilds_is_two_channels(
     knowledge: Knowledge, bare_settings: Settings, kind: ChannelKind
 ) -> None:
-    """Two guilds may have the same channel id, and no message of one is found, linked or changed in the other.
+    """If two guilds use one channel id, no message of one guild is found, linked or changed in the other guild.
 
-    Either guild can be rebuilt by itself.
+    This also holds after a rebuild of each guild.
     """
     said = {"channel_kind": kind, "channel_id": "300", "parent_channel_id": "200"}
     talk = [

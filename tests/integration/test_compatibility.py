@@ -1,4 +1,4 @@
-"""Verdicts of this project on schema pairs, compared with those of the real registry and of Java's Avro."""
+"""Verdicts on whether one schema can read records of another: those of this project, the registry and Java."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def test_verdicts_match_those_of_the_registry_and_java(bare_settings: Settings, java: JavaAvro) -> None:
-    """R26: On 204 pairs, this project, the registry and Java agree which schema reads the records of the other."""
+    """R26: This project, the registry and Java give the same verdicts on 204 pairs of schemas, in both directions."""
     registry = open_registry(bare_settings)
     for number in {number for number, *_ in PAIRS}:
         old = next(old for n, old, *_ in PAIRS if n == number)
@@ -48,7 +48,7 @@ def test_verdicts_match_those_of_the_registry_and_java(bare_settings: Settings, 
 
 
 def test_every_stricter_verdict_has_a_named_rule() -> None:
-    """A change that Avro accepts in both directions and this project refuses breaks a rule of ``OURS_ALONE``."""
+    """If a change can be read in both directions and this project refuses it, a rule of ``OURS_ALONE`` is broken."""
     stricter: dict[str, int] = {}
     for _, old, new, _ in PAIRS:
         if can_read(new, old) and can_read(old, new):

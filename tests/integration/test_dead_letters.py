@@ -46,7 +46,7 @@ def refuse(records: Sequence[Record]) -> list[Output]:
 def test_a_dead_letter_is_the_record_byte_for_byte_even_with_a_megabyte(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R15: A dead letter keeps key, value and headers unchanged, even of the largest record that Kafka accepts."""
+    """R15: A dead letter keeps key, value and headers unchanged, even if the value has 1,047,000 bytes."""
     large = b"\x00" * 1_047_000
     originals = [(b"\xfe\x00key", b"\xde\xad"), (None, None), (b"", b""), (b"200", large)]
     for key, content in originals:
@@ -66,7 +66,7 @@ def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
 ) -> None:
     """R17: After 100 dead letters in a row the pipeline stops, and restarts add no dead letter.
 
-    The rest of the topic stays unread. A valid record lets the pipeline continue.
+    The rest of the topic stays unfinished until the limits are removed.
     """
     produce_raws(settings, MESSAGES, [b"bad %d" % n for n in range(1000)])
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
 def test_a_share_of_bad_records_stops_the_pipeline_until_the_handler_is_fixed(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R17: The pipeline stops if two of three records are bad, and continues with a fixed handler, skipping nothing."""
+    """R17: If two of three records are bad, the pipeline stops; with a fixed handler, it continues and skips none."""
     produce(settings, contracts, MESSAGES, *(build_message(n, channel="1") for n in range(900)))
     strict = RecordingHandler()
 
@@ -111,21 +111,21 @@ def test_a_share_of_bad_records_stops_the_pipeline_until_the_handler_is_fixed(
 
 
 def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contracts: Contracts) -> None:
-    """R17: With several threads, no dead letter is written beyond the limit, even if records finish out of order."""
+    """R17: With several threads, each partition has at most as many dead letters as its limit, even after a restart."""
     produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(1500)))
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
-    assert 100 <= letters <= 300  # each of the three partitions may come close to the limit
+    assert 100 <= letters <= 300  # each of the three partitions has a limit of 100
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     assert len(dead_letters(settings, contracts)) <= 300
 
 
 def test_the_offset_waits_until_the_dead_letter_can_be_written(settings: Settings, contracts: Contracts) -> None:
-    """R16: If the topic of dead letters is missing, the pipeline waits, and commits nothing after the bad record.
+    """R16: While the topic of dead letters is missing, the pipeline does not commit the offset of the bad record.
 
-    The pipeline reports that it waits, and continues when the topic exists.
+    The pipeline's readiness says that the pipeline waits for Kafka. Once the topic exists, the pipeline continues.
     """
     name = f"{settings.kafka_topic_prefix}dead-letters"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -160,7 +160,7 @@ def test_a_dead_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: 
 def test_a_record_that_breaks_the_handler_at_every_start_becomes_a_dead_letter(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A record that triggers a defect of the handler ends the service three times, and then becomes a dead letter.
+    """If a record triggers a defect of the handler, the pipeline ends three times; then the record is dead-lettered.
 
     No other record is skipped.
     """

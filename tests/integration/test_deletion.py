@@ -72,7 +72,7 @@ def test_a_deletion_withdraws_the_stored_answers_that_rest_on_the_message(
 ) -> None:
     """A deletion withdraws the stored answers that rest on the message.
 
-    A repeated record of the question gets neither the old answer nor a new one, and asks no model.
+    A repeated record of the question gets neither the old answer nor a new one, and the model is not called again.
     """
     gemini.reply = lambda *_: fake.written(f"Run `{ADVICE} unlock --stale` [1].", [1])
     handler = answering(knowledge, gemini if with_model else None)
@@ -117,7 +117,7 @@ def test_words_of_deleted_messages_leave_the_statistics(knowledge: Knowledge, ba
 
 
 def test_passages_that_the_model_read_without_citing_are_checked(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """If a message that the model reads is deleted meanwhile, the model's text is not used, whatever it cites."""
+    """If a message is deleted while a model reads it, the model's text is not used, whatever the text cites."""
     other = message(30, "printer stale job: switch the printer off and on", author_id="5", channel_id="500")
     add(knowledge, other)
 
@@ -135,7 +135,7 @@ def test_passages_that_the_model_read_without_citing_are_checked(knowledge: Know
 
 
 def test_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """If the model fails and a message is deleted meanwhile, the extract that replaces the answer is checked too."""
+    """If a message is deleted while the model fails, the extract that replaces the answer does not quote it."""
 
     def failing(*_: object) -> str:
         add(knowledge, deletion(2))
@@ -220,7 +220,7 @@ def test_what_was_erased_is_not_found_and_withdraws_answers(
 ) -> None:
     """Once an erasure covers a message, search does not find it, and stored answers that rest on it are withdrawn.
 
-    The message's DELETED record has not arrived yet. The name of an erased person is not shown either.
+    In this test the message's DELETED record has not arrived yet. The name of an erased person is not shown either.
     """
     add(knowledge, message(20, "<@2> knows printers", author_id="6", channel_id="600"))
     handler = answering(knowledge)
@@ -259,7 +259,7 @@ def test_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
 
 @pytest.mark.parametrize("created_at", [-1, 0, -62_135_596_800_000])
 def test_an_odd_time_does_not_count_as_erased(knowledge: Knowledge, created_at: int) -> None:
-    """A message with an impossible time is not taken for erased if there is no erasure."""
+    """If there is no erasure, a message with an impossible time does not count as erased."""
     add(knowledge, message(40, "tulips grow in spring", created_at=TimestampMillis(created_at)))
     assert not knowledge.archive.writing.messages(["1040"])["1040"].deleted
 
@@ -278,7 +278,7 @@ def test_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge,
 def test_a_question_of_an_erased_person_is_not_asked_again(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, scope: str, known_as: str
 ) -> None:
-    """If the record of an erased person's question is still in Kafka, it gets an outcome, and no model reads it."""
+    """A question of an erased person, or in an erased guild or channel, gets NOT_FOUND, and no model reads it."""
     erase(bare_settings, scope, known_as)
     assert is_withdrawn(handle(answering(knowledge, gemini), asked()))
     assert gemini.requests == []

@@ -1,4 +1,4 @@
-"""A running processor gets questions and deletions at once, and no deleted text is left after its deletion."""
+"""A running processor gets questions and deletions together, and no deleted text is left after its deletion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANNELS = 5
 
 
 def mark(number: int) -> str:
-    """Return a word that only message ``number`` has."""
+    """Return a word that only message ``number`` contains."""
     return f"zq{number:03}"
 
 
@@ -58,9 +58,10 @@ def said_in(text: str, numbers: Sequence[int] | set[int]) -> list[str]:
 
 
 def test_deleted_text_is_nowhere_while_the_system_runs(settings: Settings, contracts: Contracts) -> None:
-    """Once a deletion is committed, its message's text is in no table, not in Chroma and in no new response.
+    """Once a deletion is committed, the message's text is in no table and in no new response.
 
-    A response is new if the processor began it after the deletion was committed.
+    Chroma has no entry of the message either. A response is new if the processor began it after the deletion was
+    committed.
     """
     chance = random.Random(11)
     said = [
@@ -73,7 +74,7 @@ def test_deleted_text_is_nowhere_while_the_system_runs(settings: Settings, contr
     with processor(settings, PROCESSOR_CONCURRENCY="4") as running, closing(knowledge_of(settings, None)) as knowledge:
 
         def look() -> None:
-            """Check that no table and no entry in Chroma has the text of the deleted messages."""
+            """Check that no table has the text of a deleted message, and that Chroma has no entry of one."""
             deleted = deleted_by_now(settings)
             for number in deleted:
                 gone_at.setdefault(number, now_ms())

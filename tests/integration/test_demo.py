@@ -1,4 +1,4 @@
-"""`rtfm-cli demo` on a machine without services: its five answers, and what it leaves behind."""
+"""`rtfm-cli demo` on a machine without a running Kafka: its five answers, and what still runs at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMEOUT_S = 240.0
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """A home that shares downloaded files, and in which nothing runs at the end."""
+    """A home that uses the shared cache of downloads, and whose dependencies are stopped at the end."""
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         yield folder
@@ -25,13 +25,13 @@ def home() -> Iterator[Path]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a user whose own settings point to other services."""
+    """Return the environment of a user whose own settings name a Kafka and a PostgreSQL that do not exist."""
     elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "DATABASE_URL": "postgresql://nobody@localhost:1/none"}
     return inherited_environment() | elsewhere | {"RTFM_HOME": str(home)} | more
 
 
 def states(home: Path) -> dict[str, str]:
-    """Return the state of each service by its name."""
+    """Return the state of each local dependency by its name."""
     done = run_cli(["local", "status", "--json"], environment(home), check=False)
     return {service["name"]: service["state"] for service in json.loads(done.stdout)["services"]}
 
@@ -43,10 +43,10 @@ def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def test_demo_answers_from_nothing_and_again(home: Path) -> None:
-    """The demo answers at least four of five questions correctly, first with lexical search, then with the model.
+    """The first demo answers four of five questions or more with keyword search; the second uses hybrid search.
 
-    The first run cannot download the model, and its services keep running. The second run uses these services and
-    downloads the model. It does not stop the services.
+    The first run cannot download the embedding model, and its dependencies keep running. The second run uses these
+    dependencies, downloads the embedding model, and does not stop the dependencies.
     """
     nowhere = {"RTFM_EMBEDDING_MODEL_URL": "http://127.0.0.1:9/onnx.tar.gz"}
     first = run_cli(["demo", "--json", "--keep"], environment(home, **nowhere), timeout_s=TIMEOUT_S)
@@ -65,7 +65,7 @@ def test_demo_answers_from_nothing_and_again(home: Path) -> None:
 
 
 def test_demo_says_why_the_processor_ended(home: Path) -> None:
-    """If the processor ends because it has no model, the demo names the processor's log, and stops all services."""
+    """If the processor ends because it has no embedding model, the demo names its log and stops all dependencies."""
     folder = home / "no-model-here"
     folder.mkdir()
     done = run_cli(

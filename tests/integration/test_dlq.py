@@ -111,7 +111,7 @@ def test_dead_letters_are_listed_by_filter_counted_and_discarded(
 def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, contracts: Contracts, cli: Cli) -> None:
     """Keys and headers of other programs are shown as text.
 
-    A key like ``[/nope]`` once made `dlq list` fail, and headers could control the terminal.
+    A key like ``[/nope]`` could make `dlq list` fail, and headers could control the terminal.
     """
     key = "[/nope]\x1b[2J\u202e"
     produce_raw(
@@ -177,7 +177,7 @@ def test_a_replay_produces_the_original_once(settings: Settings, contracts: Cont
 def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings, contracts: Contracts) -> None:
     """A record that fails after every replay is replayed at most three times without --force.
 
-    Its headers do not grow, and its first failure stays recorded.
+    The headers of its dead letter do not grow, and the time of its first failure stays recorded.
     """
     produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(1)), headers=[("odd", b"\xff")])
     with running(settings, contracts, refuse):
@@ -195,7 +195,7 @@ def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings,
 
 
 def test_a_replay_refuses_records_that_cannot_succeed(settings: Settings, contracts: Contracts) -> None:
-    """A replay leaves out undecodable bytes, records of other programs, and records that crashed the processor."""
+    """A replay leaves out undecodable bytes, dead letters of other programs, and records that crashed the processor."""
     produce(settings, contracts, MESSAGES, build_message(1))
     produce_raw(settings, MESSAGES, b"never")
     produce_raw(settings, MESSAGES, None)
@@ -221,10 +221,10 @@ def read_headers(settings: Settings, contracts: Contracts, letter_id: str) -> li
 
 
 def test_a_refused_replay_does_not_block_the_others(settings: Settings, contracts: Contracts) -> None:
-    """A dead letter whose replay Kafka refuses does not keep other dead letters from being replayed.
+    """If Kafka refuses the replay of one dead letter, the other dead letters are still replayed.
 
-    The original is larger than the topic now allows. The transaction fails, and the other originals are sent again
-    in another transaction.
+    The refused original is larger than its topic now allows. The transaction with it fails, and the other originals
+    are sent again in another transaction.
     """
     produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(2, 6)))
     produce(settings, contracts, MESSAGES, build_message(1, content=secrets.token_hex(20_000)))
@@ -241,7 +241,7 @@ def test_replays_that_are_killed_and_started_again_replay_each_dead_letter_once(
 ) -> None:
     """If replays are killed at random moments and started again, each dead letter is replayed once.
 
-    The replayed record and the mark are in one transaction.
+    The replayed record and the mark of its dead letter are in one transaction.
     """
     count = 3000
     values = [contracts.encode(MESSAGES, build_message(n)) for n in range(count)]
@@ -267,7 +267,7 @@ def test_replays_that_are_killed_and_started_again_replay_each_dead_letter_once(
 
 
 def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]]:
-    """Return the headers of a real dead letter, which is then discarded."""
+    """Return the headers of a real dead letter, and discard this dead letter."""
     produce(settings, contracts, MESSAGES, build_message(999_999))
     dead_letter_records(settings, contracts, 1)
     (found,) = open_letters(settings)
@@ -279,7 +279,7 @@ def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]
 
 
 def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Contracts) -> None:
-    """If two replays see one open dead letter, the later one fences the earlier one, and one of them replays it."""
+    """If two replays find one open dead letter, the later one fences the earlier one, and one of them replays it."""
     produce(settings, contracts, MESSAGES, build_message(1))
     dead_letter_records(settings, contracts, 1)
     rules = ReplayRules(contracts=contracts)
@@ -295,7 +295,7 @@ def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Con
 
 
 def test_dead_letters_of_an_uncommitted_transaction_are_not_listed(settings: Settings, contracts: Contracts) -> None:
-    """A dead letter whose transaction is not committed is not listed, because the transaction may still be aborted."""
+    """If the transaction of a dead letter is open, the dead letter is not listed, because it may still be aborted."""
     producer: Any = Producer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": f"{settings.instance_id}-open"}
     )
@@ -309,7 +309,7 @@ def test_dead_letters_of_an_uncommitted_transaction_are_not_listed(settings: Set
 
 
 def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
-    """A replay of two dead letters brings back the message that was not erased, because ingest checks the erasures."""
+    """If the dead letters of two messages are replayed and one message is erased, only the other message is stored."""
     kept, erased = message(1, "keep the tulips dry"), message(2, "my secret hobby", author_id="77")
     produce(settings, contracts, MESSAGES, kept, erased)
     dead_letter_records(settings, contracts, 2)
@@ -336,7 +336,7 @@ def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, co
 
 
 def test_missing_and_unknown_arguments_give_exit_code_2(settings: Settings, bare_settings: Settings, cli: Cli) -> None:
-    """A missing or unknown id, time or topic gives one line and exit code 2, before anything is done."""
+    """If an argument is missing, invalid or unknown, an error says which, and the exit code is 2."""
     for arguments, line in (
         (("replay",), "Name dead letters by ID"),
         (("replay", "--all", "0-1", "--yes"), "Give either IDs or --all"),

@@ -1,4 +1,4 @@
-"""The findings of `rtfm-cli doctor` and the fixes that it names."""
+"""The findings of `rtfm-cli doctor` and the fixes that the findings name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
 
 
 def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_settings: Settings, cli: Cli) -> None:
-    """If topics, contracts and tables are missing, the exit code is 1, and each finding has its fix."""
+    """If topics, contracts and tables are missing, the exit code is 1, and each finding about them names a fix."""
     done = cli(unmigrated_settings, "doctor", "--json", check=False)
     assert done.returncode == 1
     findings = _findings(done)
@@ -31,7 +31,7 @@ def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_setti
 
 
 def test_the_report_is_complete_even_if_no_service_answers(bare_settings: Settings, cli: Cli) -> None:
-    """If no service answers, every check still reports its result."""
+    """If Kafka, the registry, PostgreSQL and Chroma do not respond, the report contains a finding about each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -52,7 +52,7 @@ def test_the_report_is_complete_even_if_no_service_answers(bare_settings: Settin
 
 
 def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Settings, cli: Cli) -> None:
-    """If the model that --fetch-model requests cannot be fetched, one line says so, and the exit code is 3."""
+    """If `--fetch-model` cannot download the embedding model, the error says so, and the exit code is 3."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
@@ -62,7 +62,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Se
 
 
 def test_a_prepared_system_has_no_problems(settings: Settings, cli: Cli) -> None:
-    """A prepared system gets exit code 0; reduced function, like a missing key for a model, is only noted."""
+    """On a prepared system the exit code is 0, and a missing API key or embedding model is only a note."""
     done = cli(settings, "doctor", "--json")
     report = json.loads(done.stdout)
     assert report["ok"] is True

@@ -39,7 +39,7 @@ CODECS = {
 
 @pytest.mark.debian
 def test_kcat_reads_what_was_produced(settings: Settings) -> None:
-    """Kcat finds the schema id where Confluent's tools expect it, and reads the value."""
+    """Kcat reads the key, a header and the value of a record that this project produced."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, build_message(7, channel="42", content="straße"))
     topic = f"{settings.kafka_topic_prefix}{MESSAGES}"
@@ -67,7 +67,7 @@ def test_kcat_sees_the_topics_as_the_catalogue_has_them(settings: Settings) -> N
 def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settings, codec: str) -> None:
     """Batches are compressed with the configured codec, by default zstd.
 
-    The test reads the batches in Kafka's protocol, because clients do not show their compression.
+    The test reads the batches in Kafka's protocol, because clients do not show how a batch was compressed.
     """
     assert settings.kafka_compression == "zstd"
     settings = evolve(settings, kafka_compression=codec)
@@ -170,13 +170,13 @@ def test_kafkajs_writes_a_key_to_the_partition_that_we_do(settings: Settings, no
 
 
 def test_java_writes_a_key_to_our_partition(settings: Settings) -> None:
-    """Java's default partitioner, as Kafka Streams and Kafka Connect use it, chooses this project's partitions."""
+    """Java's default partitioner, which Kafka Streams and Connect use, chooses the partitions of this project."""
     ours = partitions_by_key(settings)
     assert java_kafka.run("produce", **arguments_for(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
 def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
-    """Records without a key are spread over the partitions, because a hash would put all of them in one."""
+    """Records without a key are spread over the partitions, because a hash would put all of them in one partition."""
     found = set()
     for _ in range(30):  # a producer keeps records that are sent at the same moment in one partition
         produce_raw(settings, MESSAGES, b"x", key=None)
@@ -188,7 +188,7 @@ def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
 
 @pytest.mark.debian
 def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
-    """Kafkajs reads this project's records if its program adds a zstd codec, which takes three lines."""
+    """Kafkajs reads this project's records; a program must add a zstd codec to it, which takes three lines."""
     contracts = open_contracts(settings)
     produce(
         settings,
@@ -254,7 +254,7 @@ def _fetch(address: str, topic: str, partition: int) -> bytes:
 def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_that_date(settings: Settings) -> None:
     """Retention does not remove a record that was just imported with a date of 2004.
 
-    The topics ignore the producer's timestamp. In a topic that uses it, retention removes such a record.
+    The topics ignore the producer's timestamp. In another topic, which uses it, retention removes such a record.
     """
     contracts = open_contracts(settings)
     dated = f"{settings.kafka_topic_prefix}dated"
@@ -265,8 +265,8 @@ def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_tha
     try:
         produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(1)), timestamp_ms=IN_2004_MS)
         produce_raw(settings, "dated", b"x", timestamp_ms=IN_2004_MS)
-        # The tests' brokers look for expired segments every 5 s. When the other record is gone,
-        # the broker has looked at ours as well, or does so in the same pass.
+        # The tests' brokers look for expired segments every 5 s. When the record in the other topic is gone,
+        # the broker has looked at discord-messages as well, or does so in the same pass.
         eventually(lambda: consumer.get_watermark_offsets(TopicPartition(dated, 0))[0] == 1, timeout_s=90)
         time.sleep(1)
         (kept,) = records(settings, contracts, MESSAGES)

@@ -1,4 +1,4 @@
-"""Invalid records of other programs through the real pipelines: each has one outcome and blocks no other record."""
+"""Invalid records of other programs: each is refused or becomes a dead letter, and blocks no other record."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_400_careless_questions_are_refused_and_one_good_one_is_answered(
 def test_a_refused_question_carries_the_time_of_its_record(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """A refused question with microseconds in asked_at gets the time of its record instead.
+    """If asked_at of a question is in microseconds, the refusal has the time of the question's record instead.
 
-    A question whose ids no response could carry becomes a dead letter.
+    If the query_id is invalid, no response could carry it, so the question becomes a dead letter.
     """
     micros = encode_unchecked(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
     nameless = encode_unchecked(contracts, QUERIES, asked(query_id="spaced out"))
@@ -99,7 +99,7 @@ def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived
 ) -> None:
     """Messages that break a rule become dead letters, and valid messages of the same batch are archived.
 
-    Nothing waits, and no dead letter repeats the invalid value.
+    The pipeline does not wait, and the reason in a dead letter does not repeat the invalid value.
     """
     good = [message(number, f"tulips {number}", author_id=str(number)) for number in range(6)]
     bad = {
@@ -115,7 +115,7 @@ def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived
         ),
     }
     events = [event for pair in zip(good, bad.values(), strict=True) for event in pair]
-    # The known message comes before the record that would move it to another channel.
+    # Message 1 comes first, so that it is known when the record arrives that would move it to another channel.
     produce_raws(settings, MESSAGES, [encode_unchecked(contracts, MESSAGES, event) for event in [good[1], *events]])
     ingest = Ingest(knowledge=knowledge)
 

@@ -1,4 +1,4 @@
-"""`rtfm-cli forget` on real services: nothing of a person, a channel or a guild is left."""
+"""`rtfm-cli forget` with real dependencies: no text of an erased person, channel or guild is left."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _ingesting(knowledge: Knowledge) -> Callable[[Sequence[Record]], list[Output
 
 
 def everything(settings: Settings) -> str:
-    """Return the text of every row of every table, and the vectors."""
+    """Return the text of every row of every table in the archive, including the vectors."""
     with psycopg.connect(settings.database_url) as connection:
         tables = [
             name
@@ -98,9 +98,9 @@ def test_a_dry_run_counts_and_changes_nothing(
 def test_a_person_is_forgotten_everywhere(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """After a person is forgotten, their messages, name, questions and answers are gone.
+    """After `forget --user`, the person's messages, name, questions and answers are gone from the archive.
 
-    Each message has one DELETED record.
+    Each of the person's messages has one DELETED record.
     """
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     quoting, own = asked(query_id="m90"), asked("tulips?", query_id="m91", asker_id="2")
@@ -150,7 +150,7 @@ def test_a_channel_and_a_guild_are_forgotten(
 def test_after_a_kill_the_next_run_continues(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """The run after a killed one repeats and omits no deletion, even if no processor has handled a deletion yet."""
+    """If `forget` is killed, the next run neither repeats nor omits a deletion, even if none was handled yet."""
     many = [message(n, f"tulip {n}", author_id="66", channel_id=str(n % 7 + 1)) for n in range(100, 650)]
     Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in many])
     program = str(Path(sys.executable).with_name("rtfm-cli"))
@@ -179,7 +179,7 @@ def test_a_dead_letter_of_what_was_erased_is_not_replayed(
 ) -> None:
     """A dead letter of an erased message is not replayed, not even with --force.
 
-    A replay would keep the erased text in Kafka for another week.
+    A replay would produce the erased text again, and Kafka would keep it for another week.
     """
     produce(settings, contracts, MESSAGES, message(5, ADVICE, author_id="2"), message(6, "tulips"))
     dead_letter_records(settings, contracts, 2)
@@ -198,12 +198,12 @@ def test_a_dead_letter_of_what_was_erased_is_not_replayed(
     [(), ("--channel", "1", "--guild", "2"), ("--user", ""), ("--user", "a b"), ("--user", "1", "--json")],
 )
 def test_an_unclear_target_is_refused(settings: Settings, cli: Cli, arguments: tuple[str, ...]) -> None:
-    """An unclear target gets exit code 2, and nothing changes."""
+    """If the target is missing or unclear, the exit code is 2."""
     assert cli(settings, "forget", *arguments, check=False).returncode == 2
 
 
 def test_without_an_answer_nothing_is_forgotten(settings: Settings, knowledge: Knowledge, cli: Cli) -> None:
-    """Without an answer to the prompt, nothing is forgotten."""
+    """If nobody confirms at the prompt, nothing is erased."""
     before = everything(settings)
     done = cli(settings, "forget", "--user", "2", check=False)
     assert done.returncode == 130

@@ -27,21 +27,21 @@ from tests.streams import eventually
 
 @pytest.fixture
 def postgres(settings: Settings) -> Iterator[Proxy]:
-    """A proxy between the client and PostgreSQL."""
+    """A proxy between the tested client and PostgreSQL."""
     with Proxy(urlsplit(settings.database_url).port or 0) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def chroma(settings: Settings) -> Iterator[Proxy]:
-    """A proxy between the client and Chroma."""
+    """A proxy between the tested client and Chroma."""
     with Proxy(urlsplit(settings.chroma_url).port or 0) as proxy:
         yield proxy
 
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_half_open_connection_to_postgresql_is_replaced(settings: Settings, postgres: Proxy) -> None:
-    """The first use of a half-open connection to PostgreSQL replaces all connections of the pool."""
+    """If all connections to PostgreSQL become half-open, the next transactions use new connections."""
     database = Database(through(settings.database_url, postgres))
     with database.begin(), database.begin(), database.begin():
         pass
@@ -53,9 +53,9 @@ def test_a_half_open_connection_to_postgresql_is_replaced(settings: Settings, po
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, postgres: Proxy) -> None:
-    """A statement whose answer never comes ends after a timeout of the client.
+    """If PostgreSQL's response to a statement never comes, the client gives up after a timeout.
 
-    PostgreSQL has a limit for statements too, but the client cannot receive its error.
+    PostgreSQL has a time limit for statements too, but PostgreSQL's error cannot reach the client.
     """
     database = Database(through(settings.database_url, postgres), statement_timeout_s=1)
 
@@ -74,7 +74,7 @@ def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, po
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_transaction_of_a_vanished_client_releases_its_locks(settings: Settings, postgres: Proxy) -> None:
-    """PostgreSQL ends the transaction of a client that vanished, so that its locks are released.
+    """If a client vanishes, PostgreSQL ends the client's transaction, which releases the transaction's locks.
 
     By default PostgreSQL would wait two hours for the client.
     """
@@ -97,7 +97,7 @@ def test_a_transaction_of_a_vanished_client_releases_its_locks(settings: Setting
 
 
 def entry(number: int) -> VectorEntry:
-    """Return an entry whose vector is that of ``number``."""
+    """Return an entry whose vector is 1 at index ``number`` and 0 at the other indexes."""
     import numpy
 
     vector = numpy.zeros(4, dtype=numpy.float32)
@@ -121,7 +121,7 @@ def test_a_request_to_chroma_on_a_dead_connection_is_given_up_and_the_next_one_w
 
 
 class OnlyFirst(Proxy):
-    """A proxy that forwards its first connection only; later connections are dead."""
+    """A proxy that passes on the data of its first connection only; later connections are open but silent."""
 
     _first: Link | None = None
 
@@ -134,9 +134,10 @@ class OnlyFirst(Proxy):
 
 @pytest.mark.timeout(60, func_only=True)
 def test_connecting_to_chroma_is_bounded(settings: Settings) -> None:
-    """Connecting to Chroma has a time limit, although the client's constructor sends requests without a timeout.
+    """Connecting to Chroma has a time limit, although the constructor of Chroma's client has no timeout.
 
-    These requests use another connection than the check that precedes them.
+    ChromaVectors first requests Chroma's heartbeat on the first connection. Then the constructor of the client
+    sends its requests on a second connection, which is silent in this test.
     """
     with OnlyFirst(urlsplit(settings.chroma_url).port or 0) as proxy:
         vectors = ChromaVectors(through(settings.chroma_url, proxy), settings.kafka_topic_prefix, request_timeout_s=2)
@@ -149,7 +150,7 @@ SETTINGS = {"PostgreSQL": "database_url", "Chroma": "chroma_url", "schema regist
 
 @contextmanager
 def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Settings]]:
-    """Yield a proxy before ``service``, and the settings of a client that uses the proxy."""
+    """Yield a proxy in front of the dependency ``service``, and settings in which the proxy replaces it."""
     address: str = getattr(settings, SETTINGS[service])
     with Proxy(urlsplit(address).port or 0) as proxy:
         changed: dict[str, Any] = {SETTINGS[service]: through(address, proxy)}
@@ -160,9 +161,10 @@ def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Se
 def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_by_itself(
     settings: Settings, cli: Cli, tmp_path: Path, service: str
 ) -> None:
-    """A processor whose connections are dead names the silent service, and continues later without a restart.
+    """If a processor's connections to a dependency die, /readyz names the dependency until new connections work.
 
-    First the old connections are dead and new ones are silent. Then new connections work, and the old ones stay dead.
+    At first the old connections are dead, and new connections get no response. Then new connections work, and the
+    old connections stay dead. The processor becomes ready again without a restart.
     """
     with behind_a_proxy(settings, service) as (proxy, ours), processor(ours) as running:
         import_guild(settings, cli, tmp_path)
@@ -180,7 +182,10 @@ def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_
 def test_a_processor_that_starts_while_the_registry_is_silent_names_it_and_goes_on_by_itself(
     settings: Settings, cli: Cli
 ) -> None:
-    """A processor that starts while the registry accepts connections and is silent names it, and continues later."""
+    """If the registry is silent when a processor starts, /readyz names the registry until the registry responds.
+
+    The registry's port accepts connections, but sends no data. The processor becomes ready without a restart.
+    """
     service = "schema registry"
     with behind_a_proxy(settings, service) as (proxy, ours):
         proxy.cut()

@@ -49,7 +49,7 @@ TALK = [
 
 @contextmanager
 def processor(settings: Settings) -> Iterator[None]:
-    """Run a processor that ingests in a separate process, and stop it with SIGTERM."""
+    """Run a processor with only the pipeline *ingest* in a separate process, and stop it with SIGTERM at the end."""
     program = shutil.which("rtfm-cli", path=str(CHECKOUT / ".venv" / "bin")) or "rtfm-cli"
     running = subprocess.Popen(
         [program, "run", "processor", "--only", "ingest"],
@@ -76,7 +76,7 @@ def messages_in_kafka(settings: Settings) -> int:
 def test_one_foreign_file_stops_the_import_before_anything_is_sent(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """If one of several files is not an export, nothing is sent, and the error names that file and the place in it."""
+    """If one of several files is not an export, nothing is sent, and the error names the file and the wrong place."""
     good = write_export(tmp_path, "good.json", TALK)
     foreign = tmp_path / "foreign.json"
     foreign.write_text('{"guild": \n oops}', encoding="utf-8")
@@ -88,7 +88,7 @@ def test_one_foreign_file_stops_the_import_before_anything_is_sent(
 
 
 def test_an_unreachable_kafka_is_exit_3(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """If Kafka is unreachable, the exit code is 3, so that a script can distinguish this from a wrong file."""
+    """If Kafka is unreachable, the exit code is 3; the exit code of a wrong file is 2."""
     file = write_export(tmp_path, "good.json", TALK)
     done = cli(
         settings, "import", str(file), check=False, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9", KAFKA_DELIVERY_TIMEOUT_S="2"
@@ -106,9 +106,9 @@ def test_without_a_processor_the_messages_wait_and_import_says_so(settings: Sett
 
 
 def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """When import returns, its messages can be found.
+    """When import returns, the imported messages can be found.
 
-    The last line counts the broken messages that were left out, and a second import changes nothing.
+    The last line of the output counts the messages that were left out. A second import does not change what is found.
     """
     broken = [*TALK, {"id": "1004"}, entry(5, "x", type="GuildMemberJoin")]
     files = [
@@ -137,7 +137,7 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
 
 
 def test_a_message_that_no_record_can_hold_is_left_out(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """A message that is too large for a record is left out with a printed reason, and the rest is imported."""
+    """If a message is too large for a record, it is left out with a printed reason, and the rest is imported."""
     file = write_export(tmp_path, "talk.json", [TALK[0], entry(7, "é" * 600_000), TALK[2]])
     done = cli(settings, "import", "--no-wait", str(file))
     assert done.stdout.startswith("1 file: 2 messages sent, 1 left out (1 × more than the 990000 bytes")
@@ -164,7 +164,7 @@ def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: 
 
 
 def test_eval_measures_what_is_found(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """`eval` writes one line for each question to --out, and prints the figures."""
+    """`eval` writes one line for each question to the file of `--out`, and prints the figures."""
     questions = tmp_path / "questions.jsonl"
     rows = [
         {"question": "mount ntfs disk", "message_id": "1", "guild_id": "100", "relevant_message_ids": ["1002", "1001"]},

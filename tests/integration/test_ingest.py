@@ -69,7 +69,7 @@ def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge)
 
 
 def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothing(knowledge: Knowledge) -> None:
-    """An edit changes nothing if an import of the same millisecond already contains the edited text."""
+    """If an import already contains the text of an edit of the same millisecond, the edit changes nothing."""
     at = TimestampMillis(START + 900_000)
     ingest(knowledge, message(1, "use exfat", edited_at=at))
     ingest(knowledge, message(1, "use exfat", change=MessageChange.EDITED, edited_at=at), message(1, "use ext2"))
@@ -126,13 +126,13 @@ def test_a_replay_leaves_everything_as_it_was(
 
 
 def test_one_batch_is_one_embedding_call(knowledge: Knowledge, embedding: WordEmbedding) -> None:
-    """One batch embeds its five texts, three messages and two conversations, in one call."""
+    """One batch embeds its five texts (three messages and two conversations) in one call."""
     ingest(knowledge, *TALK)
     assert embedding.calls == [5]
 
 
 def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """Batches of one record have the same result as one batch of all records."""
+    """Batches of one record have the same result as one batch with all these records."""
     ingest(knowledge, *TALK)
     at_once = dump(bare_settings)
     empty(bare_settings)
@@ -142,7 +142,7 @@ def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowl
 
 
 def test_a_change_that_is_not_known_is_ignored(knowledge: Knowledge) -> None:
-    """A change of an unknown kind, which a later version of the contract may have, is ignored."""
+    """If a later version of the contract has a new kind of change, the change is ignored."""
     ingest(knowledge, message(1, "hello tulip", change=MessageChange.UNKNOWN))
     assert knowledge.archive.counts()["messages"] == 0
 
@@ -175,7 +175,7 @@ FAR = TimestampMillis(253_402_300_800_000)
 def test_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: dict[str, Any], said: str) -> None:
     """A message that breaks a rule is refused, and the reason names the field and the rule.
 
-    The partition does not wait, as it would if a store were down.
+    The error is InvalidEvent, so the partition does not wait as it would if a store were down.
     """
     with pytest.raises(InvalidEvent, match=rf"^DiscordMessage\.{said}"):
         ingest(knowledge, message(1, "x", **fields))
@@ -184,7 +184,7 @@ def test_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: d
 
 @pytest.mark.parametrize("guild_id", ["team:a@example.org", "x" * 128, "-", "direct", "9.._"])
 def test_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge, guild_id: str) -> None:
-    """Messages of a guild with any valid id are found, although Chroma's names allow fewer characters than ids."""
+    """Messages of a guild with any valid id are found, although Chroma's names allow fewer characters than such ids."""
     try:
         ingest(knowledge, message(1, "tulips grow here", guild_id=guild_id))
         result = knowledge.retriever.search("tulips", guild_id=guild_id, visible_channel_ids=["200"], limit=1)
@@ -209,7 +209,7 @@ def test_a_known_message_stays_in_its_channel_and_guild(
 ) -> None:
     """A newer record that moves a known message to another channel or guild is refused, and changes nothing.
 
-    This holds if the record is alone and if it is in a batch.
+    This holds for a record that is alone in its batch, and for a record after the creation of the message.
     """
     ingest(knowledge, *TALK)
     before = dump(bare_settings)
@@ -242,7 +242,7 @@ def test_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledg
 
 
 def test_two_processors_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
-    """If two processors store one message in two channels at once, the second write is refused."""
+    """If a second processor writes a known message in another channel, this write is refused."""
     first, second = message(1, "tulips"), message(1, "roses", channel_id="201")
     writing = knowledge.archive.writing
     ingest(knowledge, first)
@@ -255,7 +255,7 @@ def test_two_processors_with_one_message_in_two_channels_store_it_once(knowledge
 
 
 def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledge: Knowledge) -> None:
-    """A NUL in a message, which PostgreSQL cannot store, is left out, and the rest of the text is stored."""
+    """If a message contains a NUL, which PostgreSQL cannot store, the NUL is left out and the rest is stored."""
     ingest(
         knowledge, message(1, "a\x00b tulip bulbs", attachments=[Attachment(filename="\x00", url="u", size_bytes=1)])
     )
@@ -266,7 +266,7 @@ def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledg
     "text", ["", " ", "😀", "\u202eabc", "```py\nprint(1)\n```", "word " * 10_000, "'; \\ : | & !"]
 )
 def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
-    """Messages that are empty, only emoji, right-to-left, code, very long or full of tsquery operators are stored."""
+    """Messages are stored even if they are empty, emoji, right-to-left, code, very long or full of operators."""
     ingest(knowledge, message(1, text), message(2, "a tulip"))
     assert knowledge.archive.counts()["messages"] == 2
     found(knowledge, text or "tulip")
@@ -275,9 +275,9 @@ def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
 def test_secrets_and_addresses_are_taken_out_before_embedding(
     knowledge: Knowledge, embedding: WordEmbedding, bare_settings: Settings
 ) -> None:
-    """Secrets and addresses are removed from text and files before these are split and embedded.
+    """Secrets and addresses are removed from text and files before the text and files are split and embedded.
 
-    Half of a secret would not be recognised.
+    If a secret were split first, its halves would not be recognised.
     """
     token, where = "ghp_" + "y" * 36, "ada@mail.example.org"
     file = "tulip words " * 90 + f"{token} {where} " + "tulip words " * 90
@@ -302,7 +302,7 @@ def test_what_a_bot_says_is_kept_but_not_found(knowledge: Knowledge) -> None:
 
 
 def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """If Chroma fails, the whole batch fails, and a retry stores it completely."""
+    """If Chroma fails, the whole batch fails, and a repetition of the batch stores it completely."""
     unplugged = evolve(
         knowledge, vectors=knowledge_of(evolve(bare_settings, chroma_url="http://127.0.0.1:9"), None).vectors
     )
@@ -332,7 +332,7 @@ def test_erased_messages_are_not_stored_again(knowledge: Knowledge, bare_setting
 
 
 def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
-    """Messages of a thread are readable by the readers of its parent, even if the first message had no kind."""
+    """A thread is readable by the readers of its parent, even if an earlier message reported no channel kind."""
     late: dict[str, Any] = {"channel_id": "201", "parent_channel_id": "200", "source": MessageSource.GATEWAY}
     ingest(knowledge, message(1, "tulips grow here", channel_kind=ChannelKind.UNKNOWN, **late))
     assert found(knowledge, "tulips") == []
@@ -342,7 +342,7 @@ def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> 
 
 
 def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Names of Chroma's collections begin with the topic prefix, so that installations can share a server."""
+    """The names of Chroma's collections begin with the topic prefix, so that installations can share one Chroma."""
     ingest(knowledge, *TALK)
     assert knowledge.vectors.counts() == {f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}": 5}
 
@@ -350,7 +350,7 @@ def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare
 def test_a_collection_that_another_program_removed_is_created_again(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """If another program removed a collection, one attempt raises Unavailable, and the next creates it again."""
+    """If another program removed a collection, one attempt raises Unavailable, and the next creates the collection."""
     ingest(knowledge, TALK[0])
     name = f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}"
     address = f"{bare_settings.chroma_url}/api/v2/tenants/default_tenant/databases/default_database/collections/{name}"

@@ -1,4 +1,4 @@
-"""Encoded bytes and decoded values, compared with those of Java's Avro, which other services use."""
+"""Encoded bytes and decoded values, compared with those of Java's Avro, which programs in Java use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def in_json(node: Node, value: Any) -> Any:
-    """Return ``value``, a result of ``reference.to_plain``, in Avro's JSON encoding, which names a union's branch."""
+    """Return a result of ``reference.to_plain`` in Avro's JSON encoding, where a union's value names its branch."""
     match node.kind:
         case "record":
             return {entry.name: in_json(entry.node, value[entry.name]) for entry in node.fields}
@@ -90,14 +90,14 @@ def some_primitive(chance: random.Random, kind: str, logical: str | None, name: 
 
 
 def some_event(chance: random.Random, shape: shapes.RecordShape) -> Any:
-    """Return a random event of a program other than the bot, whose ids need not be Discord's."""
+    """Return a random event of a program that is not the bot; its ids need not be snowflakes."""
     event = some_value(chance, shape)
     others = {"source": MessageSource.OTHER, "origin": QueryOrigin.SERVICE, "observed_at": None}
     return attrs.evolve(event, **{name: value for name, value in others.items() if hasattr(event, name)})
 
 
 def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
-    """Check that Java and ``codec`` write the same bytes for ``event``, and read these as the same event."""
+    """Check that Java and ``codec`` write the same bytes for ``event``, and read the same event from these bytes."""
     expected = in_json(parse(codec.schema), reference.to_plain(event))
     encoded = codec.encode(event, 7)
     assert java.read(encoded[FRAME_BYTES:], codec.schema, codec.schema) == expected
@@ -115,7 +115,7 @@ def test_events_are_the_same_in_java(java: JavaAvro, topic_name: str) -> None:
 
 
 def test_values_of_generated_schemas_are_the_same_in_java(java: JavaAvro) -> None:
-    """R25: Bytes and values of 100 schemas, with two values each at the limits of their types, are the same in Java."""
+    """R25: Bytes and values of 100 generated schemas, with two random values for each schema, are the same in Java."""
     for seed in range(100):
         schema, event_class = generated_record(random.Random(seed), NamesState())
         codec: EventCodec[Any] = EventCodec(event_class, schema)
@@ -125,7 +125,7 @@ def test_values_of_generated_schemas_are_the_same_in_java(java: JavaAvro) -> Non
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topic_name: str) -> None:
-    """R26: Records with added, removed and reordered fields and unknown symbols are read as Java reads them."""
+    """R26: If a record has added, removed or reordered fields or unknown symbols, the codec reads it as Java does."""
     schema = catalogue.load().topic(topic_name).schema or {}
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
     other = another_version(schema)
@@ -155,7 +155,7 @@ def another_version(schema: Any) -> Any:
     for entry in other["fields"]:
         if entry["name"] in ("change", "outcome", "origin"):
             entry["type"]["symbols"].append("NEWER")
-    # Avro defines a type where its name occurs first, and that occurrence may have been removed.
+    # Avro defines a type where its name occurs first. If that place was removed, the definition moves to the next one.
     return _defined(other, _named(schema), set())
 
 

@@ -38,7 +38,7 @@ class Broker:
         return name
 
     def producer(self, codec: str = "zstd", name: str | None = None) -> Any:
-        """Return a producer, which is transactional if it has a ``name``."""
+        """Return a producer; with a ``name``, the producer is transactional."""
         config: dict[str, Any] = {
             "bootstrap.servers": self.address,
             "log_level": 0,
@@ -55,17 +55,17 @@ class Broker:
         return read_partition(partitions(self.data, topic)[0])
 
     def log_with(self, topic: str, *, markers: int) -> PartitionLog | None:
-        """Return the parsed log once it has ``markers`` markers; None before."""
+        """Return the parsed log if it has exactly ``markers`` transaction markers, and None otherwise."""
         log = self.log(topic)
         return log if len(log.markers) == markers else None
 
     def positions(self, group: str, topic: str, *, ended: int) -> list[PositionCommit] | None:
-        """Return the group's commits for partition 0 once ``ended`` of them are in no open transaction; None before."""
+        """Return the group's commits if exactly ``ended`` of them are in no open transaction, and None otherwise."""
         found = read_positions(self.data).get((group, topic, 0), [])
         return found if sum(p.written.batch.outcome is not TransactionOutcome.OPEN for p in found) == ended else None
 
     def given(self, topic: str, isolation: str, count: int) -> list[tuple[Any, ...]]:
-        """Return (offset, time, key, value, headers) of the ``count`` records that a consumer gets, and of no more."""
+        """Return (offset, time, key, value, headers) of a consumer's records; check that these are ``count``."""
         consumer: Any = Consumer(
             {
                 "bootstrap.servers": self.address,
@@ -107,7 +107,7 @@ def broker() -> Iterator[Broker]:
 
 
 def parsed(log: PartitionLog, *, visible: bool) -> list[tuple[Any, ...]]:
-    """Return the records that a consumer gets according to the parser."""
+    """Return the consumer's records according to the parser; if ``visible``, only those of committed transactions."""
     return [
         (record.offset, record.timestamp_ms, record.key, record.value, record.headers)
         for record in log.records
@@ -116,7 +116,7 @@ def parsed(log: PartitionLog, *, visible: bool) -> list[tuple[Any, ...]]:
 
 
 def produce(producer: Any, topic: str, what: str, count: int) -> None:
-    """Produce ``count`` records that begin with ``what``; some have empty or missing keys, values and headers."""
+    """Produce ``count`` records that begin with ``what``; some keys, values and headers are empty or missing."""
     for number in range(count):
         producer.produce(
             topic,
@@ -131,7 +131,7 @@ def produce(producer: Any, topic: str, what: str, count: int) -> None:
 def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, codec: str) -> None:
     """For each compression, the parser tells committed, aborted and open transactions apart.
 
-    An open transaction hides later commits, as it does for a consumer.
+    An open transaction hides the records of transactions that are committed later, as it does from a consumer.
     """
     topic = broker.new_topic()
     plain = broker.producer(codec)
@@ -146,7 +146,7 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
     for producer, what in ((one, "first"), (two, "second"), (one, "first again"), (two, "second again")):
         produce(producer, topic, what, 30)
     two.commit_transaction(30)
-    # The broker may write markers after the producer has got its answer.
+    # The broker may write transaction markers after the producer has got its response.
     log = eventually(lambda: broker.log_with(topic, markers=5))
     assert {record.batch.outcome for record in log.records} == set(TransactionOutcome)
     # A producer sends a batch uncompressed if compression would enlarge it, as with a single record.
@@ -173,9 +173,9 @@ def test_a_log_of_several_segments_is_read_whole(broker: Broker) -> None:
 
 
 def test_positions_take_effect_when_their_transaction_is_committed(broker: Broker) -> None:
-    """A position takes effect when its transaction is committed, and members get the one that took effect last.
+    """A position takes effect when its transaction is committed; a member gets the position that took effect last.
 
-    The cases are plain commits, committed transactions and aborted transactions.
+    The cases are a plain commit, and committed, aborted and open transactions.
     """
     topic, group = broker.new_topic(), f"g{uuid.uuid4().hex[:8]}"
     config: Any = {"bootstrap.servers": broker.address, "log_level": 0, "group.id": group, "enable.auto.commit": False}
@@ -191,18 +191,18 @@ def test_positions_take_effect_when_their_transaction_is_committed(broker: Broke
         producers[0].begin_transaction()
         send(producers[0], offset, ends)
         producers[0].commit_transaction(30) if ends == "commit" else producers[0].abort_transaction(30)
-    # The record of offset 11 is older and is committed last, so the coordinator ignores its position.
+    # Position 11 is written before position 13 and committed after it, so the coordinator ignores position 11.
     for producer, offset in zip(producers, (11, 13), strict=True):
         producer.begin_transaction()
         send(producer, offset, "crossed")
     for ended, producer in enumerate(reversed(producers), start=5):
         producer.commit_transaction(30)
-        # The broker may write a marker after the producer has got its answer, and this test depends on their order.
+        # The broker may write a marker after the producer has got its response, and the order of the markers matters.
         eventually(partial(broker.positions, group, topic, ended=ended))
     producers[0].begin_transaction()
     send(producers[0], 15, "open")
     found = eventually(lambda: broker.positions(group, topic, ended=6))
-    # confluent-kafka sends the terminator of the metadata's C string, and removes it when reading.
+    # confluent-kafka sends the terminator of the metadata's C string, and removes the terminator when it reads.
     assert [(p.offset, p.metadata.removesuffix("\0"), p.is_applied) for p in found] == [
         (3, "plain", True),
         (5, "commit", True),

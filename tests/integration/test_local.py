@@ -1,4 +1,4 @@
-"""The local services: a killed service restarts with its data, and processes of other programs are not touched."""
+"""The local dependencies: after a kill each restarts with its data, and no process of another program is touched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOST = signal.SIGKILL
 
 
 class _Healthy(BaseHTTPRequestHandler):
-    """A server that answers 200 to every request."""
+    """A server that responds with 200 to every GET request."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -47,7 +47,7 @@ class _Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[LocalStack]:
-    """A stack whose services tests may kill; its first start was killed halfway."""
+    """A stack whose dependencies the tests may kill; the first start of this stack was killed halfway."""
     with stack_home() as home:
         (home / "cache").symlink_to(CACHE_DIR)
         _kill_a_start(home)
@@ -61,7 +61,7 @@ def running() -> Iterator[LocalStack]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home in which nothing runs at first, and in which everything that a test starts is stopped at the end."""
+    """A home in which nothing runs at first; what a test starts in this home is stopped at the end."""
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         try:
@@ -83,7 +83,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _kill_a_start(home: Path) -> None:
-    """Start all services, and kill the command once it has recorded the first of them."""
+    """Start all dependencies, and kill the command once it has recorded the first one."""
     program = Path(sys.executable).with_name("rtfm-cli")
     with subprocess.Popen([program, "local", "up"], env=_environment(home), stderr=subprocess.DEVNULL) as start:
         while not (home / "run" / "stack.json").is_file():
@@ -101,12 +101,12 @@ def _kill(stack: LocalStack, name: str) -> None:
 
 
 def test_an_up_that_was_killed_is_finished_by_the_next(running: LocalStack) -> None:
-    """After an `up` that was killed, the next `up` ends with four services that answer."""
+    """If an `up` was killed, the next `up` starts all four dependencies."""
     assert [service.state for service in running.status()] == ["running"] * 4
 
 
 def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(running: LocalStack) -> None:
-    """A registry that is killed after a registration keeps its ids, and gives a new schema an unused id."""
+    """If the registry is killed after registrations, it keeps their ids, and gives a new schema an unused id."""
     url = _address(running, "schema-registry")
 
     def register(name: str) -> int:
@@ -126,7 +126,7 @@ def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(runn
 
 
 def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStack) -> None:
-    """A killed Kafka has every acknowledged record on disk, and restarts at the same address."""
+    """If Kafka is killed, it restarts at the same address and still has every acknowledged record."""
     address = _address(running, "kafka")
     admin = AdminClient({"bootstrap.servers": address})
     admin.create_topics([NewTopic("kept", 1)])["kept"].result(30)
@@ -150,9 +150,9 @@ def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStac
 
 
 def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running: LocalStack) -> None:
-    """A killed PostgreSQL restarts at once with its committed rows.
+    """If PostgreSQL is killed, the next `up` starts it again, and it still has the committed rows.
 
-    It starts despite a stale postmaster.pid, and although backends still serve a client.
+    It starts although postmaster.pid is still there and a client is still connected.
     """
     url = _address(running, "postgres")
     with psycopg.connect(url, autocommit=True) as connection:
@@ -165,9 +165,9 @@ def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running
 
 
 def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> None:
-    """PostgreSQL requires a password, because every user of the machine can reach the port.
+    """PostgreSQL requires a password, because every user of the machine can reach its port.
 
-    Only the user who started the services can read the password.
+    Only the user who started the dependencies can read the files with the password.
     """
     url = _address(running, "postgres")
     password = psycopg.conninfo.conninfo_to_dict(url)["password"]
@@ -183,9 +183,9 @@ def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> 
 
 
 def test_home_is_closed_to_other_users_while_the_services_run(running: LocalStack) -> None:
-    """While the services run, other users have no access to the home, and no folder above the home is opened.
+    """While the dependencies run, other users have no access to the home.
 
-    This holds under root too, where PostgreSQL runs as another account.
+    This also holds if root starts them, and PostgreSQL therefore runs as another account.
     """
     assert running.home.stat().st_mode & 0o777 == 0o700
     _kill(running, "postgres")
@@ -207,7 +207,7 @@ def test_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) ->
 
 
 def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
-    """A killed Chroma still finds the added vectors, the nearest first."""
+    """If Chroma is killed, it still finds the added vectors, the nearest vector first."""
     port = int(_address(running, "chroma").rpartition(":")[2])
     vectors = [[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]]
     client = chromadb.HttpClient("localhost", port)
@@ -219,14 +219,14 @@ def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
 
 
 def test_a_second_up_changes_nothing(running: LocalStack) -> None:
-    """A second `up` leaves processes and addresses unchanged."""
+    """A second `up` leaves the processes and addresses of the dependencies unchanged."""
     before = running.status()
     assert running.up() == before
     assert [service.state for service in before] == ["running"] * 4
 
 
 def test_another_port_for_a_running_service_is_refused(running: LocalStack) -> None:
-    """A requested port that differs from that of a running service is an error, because it could not be applied."""
+    """If a dependency already runs, a request for another port is an error, because the port cannot change."""
     with pytest.raises(ConfigError, match="chroma runs at port"):
         running.up(ports={"chroma": 1})
 
@@ -243,7 +243,7 @@ def test_services_listen_on_the_loopback_address_only(running: LocalStack) -> No
 
 
 def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
-    """If a port is in use, one line names the port and the service, and nothing is started."""
+    """If a port is in use, the error names the port and the dependency, and nothing is started."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -254,22 +254,22 @@ def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
 
 
 def test_a_full_disk_is_named_before_anything_starts(home: Path) -> None:
-    """If the disk is full, one line says how much space is free and how much is needed, and nothing is started."""
+    """If the disk is full, the error says how much space is free and how much is needed."""
     with pytest.raises(ConfigError, match="has 1 MB free, the services need 200 MB"):
         LocalStack(home, free_bytes=lambda _: 1_000_000).up(["chroma"])
 
 
 def test_a_home_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
-    """If the home cannot be created, because a file is in its place, the error names the path."""
+    """If a file is in the place of the home, so that the home cannot be created, the error names the path."""
     (tmp_path / "home").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="home"):
         LocalStack(tmp_path / "home").up(["chroma"])
 
 
 def test_a_service_that_ends_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
-    """If PostgreSQL ends at its start, one line has PostgreSQL's own reason and the path of its log.
+    """If PostgreSQL ends at its start, the error contains PostgreSQL's own reason and the path of its log.
 
-    Once its configuration is fixed, it starts.
+    Once the configuration of PostgreSQL is corrected, it starts.
     """
     stack = LocalStack(home)
     stack.up(["postgres"])
@@ -286,7 +286,7 @@ def test_a_service_that_ends_at_its_start_says_why_and_where_its_log_is(home: Pa
 
 
 def test_a_killed_service_keeps_its_port_although_its_process_releases_it_late(home: Path) -> None:
-    """If a killed process releases its port late, the next start waits for that port, because clients know it."""
+    """If a killed process releases its port late, the next start waits for that port, because clients use it."""
     holders: list[socket.socket] = []
 
     def release(_: float) -> None:
@@ -314,9 +314,10 @@ def test_a_killed_service_keeps_its_port_although_its_process_releases_it_late(h
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, given: bool) -> None:
-    """If another program takes a service's port during the start, the program is not mistaken for the service.
+    """If another program takes a dependency's port during the start, that program is not mistaken for the dependency.
 
-    The service gets another port. If the port was requested, the start fails, and the next start gets another one.
+    The dependency gets another port. If the user requested the port, the start fails, and the next start without a
+    requested port gets another one.
     """
     taken: list[ThreadingHTTPServer] = []
 
@@ -342,7 +343,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
 
 
 def test_down_does_not_stop_a_process_that_reuses_a_services_pid(home: Path) -> None:
-    """`down` does not stop a process that has got the process id of a service that ended."""
+    """If a process has got the process id of a dependency that ended, `down` does not stop this process."""
     stack = LocalStack(home)
     stack.up(["chroma"])
     _kill(stack, "chroma")
@@ -358,7 +359,7 @@ def test_down_does_not_stop_a_process_that_reuses_a_services_pid(home: Path) -> 
 
 
 def test_a_running_service_without_a_state_file_is_not_started_twice(home: Path) -> None:
-    """If run/ is lost while a service runs, the next start fails and names the running process.
+    """If run/ is lost while a dependency runs, the next start fails and names the running process.
 
     Two servers would corrupt the data folder.
     """
@@ -377,9 +378,9 @@ def test_a_running_service_without_a_state_file_is_not_started_twice(home: Path)
 def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(
     running: LocalStack, home: Path
 ) -> None:
-    """`local status` and other commands find the running services.
+    """`local status` and other commands find the running dependencies.
 
-    `local status --json` has its documented form, and exits with 1 unless all services run. `down` keeps the data.
+    `local status` exits with 1 if not all dependencies run. `down` keeps their data.
     """
     done = run_cli(["local", "status", "--json"], _environment(home), check=False)
     assert done.returncode == 1
@@ -392,7 +393,7 @@ def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them
     run_cli(["topics", "init"], environment)
     run_cli(["schemas", "register"], environment)
     assert "kafka" in run_cli(["local", "logs", "-n", "3"], environment).stdout
-    # This process is the parent of the killed services and has not reaped them; `down` does not wait for zombies.
+    # This process is the parent of the killed dependencies and has not reaped them; `down` does not wait for zombies.
     assert run_cli(["local", "down"], environment).stdout.startswith("Stopped kafka")
 
     run_cli(["local", "up", "--json"], environment)

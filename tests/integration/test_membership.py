@@ -24,7 +24,7 @@ from tests.streams import GROUP, MESSAGES, eventually
 
 @pytest.fixture
 def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
-    """Commits whose clock is stopped, so that every commit is due unless it is delayed."""
+    """A Commits object whose clock stands still, so that every commit is due unless it was postponed."""
     stop, waiting = threading.Event(), WaitingState(GROUP)
     handling = Handling(
         contracts,
@@ -52,9 +52,9 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
 
 
 def test_a_processor_outside_the_group_delays_its_commit(settings: Settings, commits: Commits) -> None:
-    """A processor that is not a member of the group delays its commit.
+    """If a processor is not a member of the group, it postpones its commit.
 
-    The commit would fail until the processor is a member again, and retrying at once would be a busy loop.
+    The commit would fail until the processor is a member again, and a retry at once would be a busy loop.
     """
     outsider = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
@@ -70,9 +70,10 @@ def test_a_processor_outside_the_group_delays_its_commit(settings: Settings, com
 
 
 def test_a_processor_that_rejoins_ends_if_its_name_was_taken(settings: Settings) -> None:
-    """A processor that joins again ends if another process uses its name.
+    """If another process uses the name of a processor that rejoins the group, the processor ends.
 
-    It learns this from the commit on leaving the group. If it continued, both would fence each other forever.
+    The processor learns of the other process from the commit that it makes when it leaves the group. If the processor
+    continued, the two processes would fence each other forever.
     """
 
     class Listener:

@@ -48,9 +48,10 @@ def answered(settings: Settings, contracts: Contracts, count: int) -> bool:
 def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
     settings: Settings, contracts: Contracts, cli: Cli, tmp_path: Path
 ) -> None:
-    """R21: While the model is down, questions get extracts, and later they get the model's answers.
+    """R21: While the model is down, questions get extracts, and after the outage new questions get the model's answers.
 
-    Meanwhile the model gets at most one request for each probe interval, and there are no dead letters.
+    Once the first requests have opened the circuit breaker, the model gets at most one request in each probe interval.
+    No question becomes a dead letter.
     """
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as gemini:
         environment = {
@@ -69,7 +70,7 @@ def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
                 eventually(partial(answered, settings, contracts, start + 50))
             down = responses(settings, contracts)
             probes = gemini.counts["requests"] - MIN_REQUESTS
-            # There is one probe at the end of each interval, so at most as many probes as intervals.
+            # The breaker sends one probe at the end of each interval, so there are at most as many probes as intervals.
             assert 0 <= probes <= (time.monotonic() - began) / PROBE_INTERVAL_S
             assert {response.outcome for response in down} == {Outcome.EXTRACTED}
             assert {response.reason for response in down} == {OutcomeReason.MODEL_UNAVAILABLE}

@@ -98,7 +98,7 @@ def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
 
 
 def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, contracts: Contracts) -> None:
-    """If a batch fails, its records are handled one by one, and only the invalid one becomes a dead letter."""
+    """If a batch fails, its records are handled one by one, and only the invalid record becomes a dead letter."""
     produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(1, 6)))
     done: list[str] = []
 
@@ -118,7 +118,7 @@ def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, c
 
 
 def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Settings, contracts: Contracts) -> None:
-    """A defect of the handler ends the pipeline, and the record stays unfinished."""
+    """If the handler has a defect, the pipeline ends, and the record stays unfinished."""
     produce(settings, contracts, MESSAGES, build_message(1))
 
     def handler(_: Sequence[Record]) -> list[Output]:
@@ -159,7 +159,7 @@ def test_an_outage_of_a_dependency_pauses_the_pipeline_and_skips_nothing(
 
 
 class _Registry:
-    """A registry that answers 503 until it is switched to the answers of the real one."""
+    """A registry that responds with 503 until it is switched to the responses of the real registry."""
 
     def __init__(self, real: str) -> None:
         self.up = threading.Event()
@@ -181,7 +181,7 @@ class _Registry:
 
 
 def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contracts: Contracts) -> None:
-    """A record that cannot be decoded while the registry is down waits, and becomes no dead letter."""
+    """While the registry is down, records that need it wait, and do not become dead letters."""
     produce(settings, contracts, MESSAGES, build_message(1), build_message(2))
     registry = _Registry(settings.schema_registry_url)
     elsewhere = evolve(settings, schema_registry_url=registry.url, home=settings.home / "other")
@@ -196,7 +196,7 @@ def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contr
 
 
 def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings, contracts: Contracts) -> None:
-    """While the topic of answers is missing, the offset of the question is not committed."""
+    """While the topic of the outputs is missing, the offset of the question is not committed."""
     hasty = evolve(settings, kafka_delivery_timeout_s=1.0)
     name = f"{settings.kafka_topic_prefix}{RESPONSES}"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -216,7 +216,7 @@ def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings
 def test_stopping_finishes_and_commits_started_records_and_repeats_none(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A stop finishes and commits the records that were started, and the next start repeats none of them."""
+    """A stop finishes and commits the records that were started, and the next start repeats none of these records."""
     produce(settings, contracts, QUERIES, *(build_query(n) for n in range(20)))
     begun, stop = threading.Event(), threading.Event()
     first = RecordingHandler()
@@ -238,7 +238,7 @@ def test_stopping_finishes_and_commits_started_records_and_repeats_none(
 def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhile(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A slow record delays only later records of its key, not other keys of its partition."""
+    """A slow record delays only later records of its key, and not the other keys of its partition."""
     others = [build_query(n) for n in range(1, 30)]
     slow_down, recorder = threading.Event(), RecordingHandler()
     produce(settings, contracts, QUERIES, build_query(0), build_query(0, "again"), *others)
@@ -260,7 +260,7 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
 
 
 def test_a_second_processor_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
-    """Partitions move to a second processor and back, no record is left out, and each channel stays in order."""
+    """If a second processor joins the group and leaves it again, no record is left out."""
     first, second, numbers = RecordingHandler(), RecordingHandler(), count(1000)
 
     def second_has_work() -> bool:
@@ -299,7 +299,7 @@ def test_records_that_retention_removed_unread_are_counted(settings: Settings, c
 
 
 def test_an_output_continues_the_trace_of_its_record(settings: Settings, contracts: Contracts) -> None:
-    """An output has the trace of the record that it comes from, so that a question and its answer share a trace."""
+    """An output has the trace of its record, so that a question and its answer share a trace."""
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     produce(settings, contracts, QUERIES, build_query(1), headers={"traceparent": trace})
     recorder = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
@@ -314,7 +314,7 @@ def test_an_output_continues_the_trace_of_its_record(settings: Settings, contrac
 def test_a_missing_topic_ends_the_pipeline_with_the_fix(
     bare_settings: Settings, settings: Settings, contracts: Contracts
 ) -> None:
-    """If a topic does not exist, the pipeline ends with an error that names the command to create it."""
+    """If a topic does not exist, the pipeline ends with an error that says so."""
     lost = evolve(settings, kafka_topic_prefix="nowhere.")
     with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, RecordingHandler()) as thread:
         eventually(lambda: not thread.is_alive())
@@ -323,9 +323,10 @@ def test_a_missing_topic_ends_the_pipeline_with_the_fix(
 def test_a_pipeline_whose_handler_still_loads_fences_its_predecessor_and_stays_out_of_the_group(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A pipeline whose handler still loads stays outside its group, but already fences a predecessor of its name.
+    """While the handler of a pipeline loads, the pipeline stays outside its group, but fences its predecessor.
 
-    So open transactions of a crashed predecessor end early. Records are polled once the handler is ready.
+    The predecessor is a producer of the same name. Fencing ends the open transactions of a predecessor that crashed.
+    Records are polled once the handler is ready.
     """
     name = f"{settings.kafka_topic_prefix}{GROUP}-{settings.instance_id}"
     servers = {"bootstrap.servers": settings.kafka_bootstrap_servers}
@@ -352,5 +353,5 @@ def test_a_pipeline_whose_handler_still_loads_fences_its_predecessor_and_stays_o
     health = Health()
     with running(settings, contracts, Future[Handler](), health=health):
         eventually(lambda: health.find_stalled(-1))  # the pipeline's loop runs
-    # A stop does not wait for the handler, and leaves no open transaction.
+    # A stop does not wait for the handler, and the stopped loop is no longer watched.
     assert health.find_stalled(-1) == {}

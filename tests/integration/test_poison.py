@@ -1,4 +1,4 @@
-"""Fourteen kinds of poison records: each becomes one unchanged dead letter, and the next record is handled."""
+"""Fourteen kinds of poison, which are records that cannot be decoded: each record becomes one dead letter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GUID_HEADER = ("__value_schema_id", b"\x01" + b"\xee" * 16)
 
 
 def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[str, bytes]]]]:
-    """Return the poison records, one of each kind in requirement R13, as name of the kind → (value, headers)."""
+    """Return one poison record of each kind in requirement R13, as name of the kind → (value, headers)."""
     good = contracts.encode(MESSAGES, build_message(1))
     frame, record = good[:5], good[5:]
     text_at = record.index(b"\x0ahello")  # the position of the content's length and text
@@ -50,7 +50,7 @@ def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[st
 
 
 def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_handled(settings: Settings) -> None:
-    """R13: Each of the fourteen records becomes exactly one dead letter; none crashes the pipeline or is skipped."""
+    """R13: Each of the fourteen records becomes exactly one dead letter, and the record after it is handled."""
     contracts = open_contracts(settings)
     kinds = poisons(contracts)
     assert len(kinds) == 14
@@ -66,7 +66,7 @@ def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_hand
 
 
 def test_poison_among_a_megabyte_of_text_is_read_or_refused_whole(settings: Settings) -> None:
-    """A text of Kafka's maximum size is handled, and becomes a dead letter if one of its bytes is missing."""
+    """A record with 800,000 bytes of text is handled, and the same record without its last byte is a dead letter."""
     contracts = open_contracts(settings)
     long: Any = evolve(build_message(1), content="é" * 400_000)
     value = contracts.encode(MESSAGES, long)

@@ -67,10 +67,10 @@ def lag_of(settings: Settings, topic: str) -> dict[int, float]:
 
 
 def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contracts: Contracts) -> None:
-    """A partition whose window was full at a stop is read again after the restart.
+    """If a partition was full when the processor stopped, the partition is read again after the restart.
 
-    Its unfinished records are in the log, not in memory. If they counted as uncommitted, the partition would wait
-    forever.
+    The unfinished records are in Kafka's log, not in memory. If they counted as polled, the partition would stay full,
+    and nothing would ever be polled from it.
     """
     count = 2 * (HIGH_WATER + POLL_RECORDS)
     produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(count + 10)))
@@ -83,9 +83,9 @@ def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contra
 
 
 def test_metadata_of_another_program_stops_the_processor(settings: Settings, contracts: Contracts) -> None:
-    """Metadata of another program in a position ends the processor.
+    """If the metadata of a position is another program's, the processor ends.
 
-    Ignoring it would repeat finished records or skip unfinished ones.
+    If the processor ignored such metadata, it would repeat finished records or skip unfinished records.
     """
     produce(settings, contracts, MESSAGES, build_message(1))
     commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
@@ -116,9 +116,9 @@ def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts:
 
 
 def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, contracts: Contracts) -> None:
-    """R8: While a handler hangs, at most the configured number of records is taken, and the rest stays in Kafka.
+    """R8: While a handler hangs, each partition takes at most ``HIGH_WATER + POLL_RECORDS`` records.
 
-    A benchmark measures the memory.
+    The other records stay in Kafka. A benchmark measures the memory.
     """
     produce(settings, contracts, QUERIES, *(build_query(n) for n in range(5000)))
     go_on, recorder = threading.Event(), RecordingHandler()
@@ -130,7 +130,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
         return recorder(batch)
 
     with running(settings, contracts, stalled, topic=QUERIES, concurrency=4):
-        eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # all, so nothing more is fetched
+        eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # no partition is fetched any more
         assert 0 < INFLIGHT.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + POLL_RECORDS)
         go_on.set()
         eventually(lambda: committed(settings, QUERIES) == 5000)
@@ -138,7 +138,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
 
 
 def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) -> None:
-    """R9: Normal load pauses no partition, because resuming takes up to a second.
+    """R9: A load that the handler keeps up with pauses no partition, because resuming takes up to a second.
 
     A benchmark measures the throughput.
     """
@@ -186,9 +186,9 @@ def test_lag_and_counts_are_correct(settings: Settings, contracts: Contracts) ->
 
 
 def test_the_markers_of_transactions_do_not_count_as_lag(settings: Settings, contracts: Contracts) -> None:
-    """R30: Transaction markers count as lag neither in our metric nor in Kafka's tools.
+    """R30: Transaction markers do not count as lag, because the group commits the end of the log.
 
-    The group commits the end of the log.
+    The group's positions include the offsets of the markers, so Kafka's own tools do not count the markers either.
     """
     transactions, recorder = Transactions(KafkaConfig.of(settings), "writer"), RecordingHandler()
     transactions.open()
@@ -210,7 +210,7 @@ def test_the_markers_of_transactions_do_not_count_as_lag(settings: Settings, con
 
 
 def test_a_spare_member_is_healthy_and_one_outside_the_group_is_not(settings: Settings, contracts: Contracts) -> None:
-    """R30: A member without partitions is healthy, and a processor that cannot join the group is not."""
+    """R30: A spare is healthy, and a processor that cannot join the group is not."""
     dynamic = [evolve(settings, instance_id=f"w{number}", kafka_static_membership=False) for number in range(4)]
     healths = [Health(max_gap_s=30) for _ in dynamic]
     foreign: Any = Consumer(
@@ -237,7 +237,7 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
 ) -> None:
     """An output that is too large for its topic makes its input a dead letter, and delays no other record.
 
-    Retrying would fail forever, together with everything in the same transaction.
+    A retry would fail forever, and so would all other outputs in its transaction.
     """
     from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # not in its __all__
 
@@ -247,7 +247,7 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
     )
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.incremental_alter_configs([resource])[resource].result(20)
-    # The broker applies the limit a moment after it has confirmed it.
+    # The broker confirms the limit a moment before the broker applies it.
     eventually(lambda: admin.describe_configs([resource])[resource].result(20)["max.message.bytes"].value == "3000")
     produce(settings, contracts, QUERIES, *(build_query(n) for n in range(20)))
 

@@ -1,4 +1,4 @@
-"""The processor as a process, and questions to it through Kafka: start, outages, answers and signals."""
+"""The processor as a separate process: its start, outages, questions through Kafka, and signals."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def open_contracts_of(settings: Settings) -> Iterator[Contracts]:
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A server that accepts connections and never answers."""
+    """A server that accepts connections and never sends a response."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(90)
         yield server
@@ -141,7 +141,7 @@ def test_a_metrics_port_that_is_taken_is_named(bare_settings: Settings, cli: Cli
 
 
 def test_a_database_that_is_down_is_waited_for(settings: Settings, silent: socket.socket) -> None:
-    """While the database is down, the processor is alive and not ready, logs that once, and stops cleanly."""
+    """While PostgreSQL is down, the processor is alive and not ready, logs once that it waits, and stops cleanly."""
     address = f"127.0.0.1:{silent.getsockname()[1]}"
     database = (
         f"postgresql://nobody@{address}/nothing?sslmode=disable&gssencmode=disable"  # one connection for each attempt
@@ -163,7 +163,7 @@ def test_a_second_signal_does_not_wait(settings: Settings, silent: socket.socket
     """A second signal ends the processor at once, even if a silent dependency delays the stop."""
     database = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nothing"
     with processor(settings, DATABASE_URL=database) as running:
-        connection, _ = silent.accept()  # the processor waits for an answer now
+        connection, _ = silent.accept()  # the processor now waits for a response
 
         def ended_by_another() -> bool:
             running.process.send_signal(signal.SIGTERM)
@@ -176,7 +176,7 @@ def test_a_second_signal_does_not_wait(settings: Settings, silent: socket.socket
 
 
 def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """Without a model, `ask` quotes an imported message, `status` and the metrics count it, and the processor stops."""
+    """Without a model, `ask` quotes an imported message, and `status` and the metrics count the answers."""
     with processor(settings) as running:
         import_guild(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
@@ -220,7 +220,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
 
 
 def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """With a key, the model from the environment answers the question, and the key is not logged."""
+    """With a key, the model from the environment writes the answer, and the key is not logged."""
     with FakeGemini() as gemini:
         environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address}
         with processor(settings, **environment) as running:
@@ -236,7 +236,7 @@ def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Sett
 def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """If the time for stopping runs out, the exit code is 1 and the log says so.
+    """If records are unfinished when the grace period of a stop ends, the exit code is 1 and the log says so.
 
     The next process answers the unfinished question.
     """
@@ -307,7 +307,7 @@ def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
 
 
 def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cli) -> None:
-    """A question past its time gets EXPIRED, which `ask` shows without failing."""
+    """A question that has expired gets EXPIRED, which `ask` shows without failing."""
     with processor(settings, "--only", "answer") as running:
         eventually(lambda: running.logged("assigned"))
         done = cli(settings, "ask", "--json", QUESTION, QUERY_EXPIRY_S="0.001")
@@ -329,14 +329,14 @@ def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cl
 def test_an_invalid_question_is_a_usage_error(
     bare_settings: Settings, cli: Cli, arguments: list[str], expected: str
 ) -> None:
-    """An invalid question gets exit code 2, and nothing is sent."""
+    """An invalid question gets exit code 2 and an error that names the cause."""
     done = cli(bare_settings, *arguments, check=False)
     assert done.returncode == 2
     assert expected in done.stderr
 
 
 def test_commands_say_that_kafka_is_unreachable(settings: Settings, cli: Cli) -> None:
-    """If Kafka is unreachable, commands exit with 3 within seconds, and `status` shows the other services."""
+    """If Kafka is unreachable, commands exit with 3, and `status` still shows the archive."""
     away = evolve(settings, kafka_bootstrap_servers="127.0.0.1:9")
     asked = cli(away, "ask", QUESTION, check=False)
     assert asked.returncode == 3

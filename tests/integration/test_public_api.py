@@ -1,4 +1,4 @@
-"""The programs of examples/, which the pages show to developers of other services, run as they are."""
+"""The programs in examples/, which the documentation shows, run unchanged."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FOREIGN_READERS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
 
 
 def program(settings: Settings, name: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """Run an example in ``folder``, with an environment that only says where the services are."""
+    """Start an example in ``folder`` with the environment of ``settings``, but without RTFM_HOME."""
     variables = environment_of(settings) | environment
-    del variables["RTFM_HOME"]  # other programs do not set it
+    del variables["RTFM_HOME"]  # other programs do not set this variable
     return subprocess.Popen(
         [sys.executable if name.endswith(".py") else "node", EXAMPLES / name],
         cwd=folder,
@@ -45,7 +45,7 @@ def program(settings: Settings, name: str, folder: Path, **environment: str) -> 
 
 
 def printed_by(settings: Settings, name: str, folder: Path, lines: int, **environment: str) -> list[str]:
-    """Return the first ``lines`` lines that an example prints, then stop it."""
+    """Return the first ``lines`` lines that an example prints, and stop the example."""
     with program(settings, name, folder, **environment) as reader:
         assert reader.stdout is not None
         try:
@@ -55,7 +55,7 @@ def printed_by(settings: Settings, name: str, folder: Path, lines: int, **enviro
 
 
 def test_every_example_is_run() -> None:
-    """The folder examples/ contains no program that the tests of this module do not run."""
+    """The tests of this module run every program in the folder examples/."""
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".js")}
     assert names == {"read_messages.py", "write_message.py", *FOREIGN_READERS}
 
@@ -63,7 +63,7 @@ def test_every_example_is_run() -> None:
 def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """The reader in the documentation prints messages, passes unreadable bytes, and continues where it stopped."""
+    """The documentation's reader prints messages, skips unreadable bytes, and continues after a restart."""
     source = (EXAMPLES / "read_messages.py").read_text(encoding="utf-8")
     assert len([line for line in source.splitlines() if line.strip()]) <= 14
     produce_raw(settings, MESSAGES, b"\xde\xad")
@@ -87,7 +87,7 @@ def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped
 
 
 def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path) -> None:
-    """An event that the writer in the documentation produces is read like our own."""
+    """An event that the documentation's writer produces can be read like this project's own events."""
     with program(settings, "write_message.py", tmp_path) as writer:
         assert writer.wait(60) == 0
     assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == []
@@ -112,9 +112,9 @@ def test_readers_without_rtfm_print_what_is_said(
 
 
 def test_a_record_that_could_not_be_decoded_is_returned_again(settings: Settings) -> None:
-    """A record that could not be decoded while the registry was down is returned again.
+    """If a record could not be decoded because the registry was down, the reader returns the record later.
 
-    A program that catches Unavailable and continues loses nothing.
+    So a program that catches Unavailable and continues loses no record.
     """
     with open_producer(settings) as producer:
         producer.send(MESSAGES, build_message(1))
@@ -139,7 +139,7 @@ def test_a_record_that_could_not_be_decoded_is_returned_again(settings: Settings
 
 
 def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, tmp_path: Path) -> None:
-    """A reader that starts at the end gets only later records, and does not create its home folder."""
+    """A reader that starts at the end gets only records that are produced later, and creates no home folder."""
     own = evolve(settings, home=tmp_path / "home")
     with open_producer(own) as producer:
         producer.send(MESSAGES, build_message(1))

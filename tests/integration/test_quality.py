@@ -1,4 +1,4 @@
-"""`make eval`: the current ranker reaches the committed baseline, and a worse one fails."""
+"""`make eval`: the current ranker reaches the committed baseline, and a worse ranker does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtfm.settings import Settings
 
 
 class Worse(Retriever):
-    """A retriever that reverses the found passages."""
+    """A retriever that returns the found passages in reverse order."""
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -46,7 +46,7 @@ def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker
 def test_a_drop_of_a_hundredth_is_tolerated_and_more_is_not() -> None:
     """A figure may be 0.01 below its baseline, but not more.
 
-    Corpora and figures without a baseline cannot fall below it.
+    A corpus or a figure that has no baseline is not compared.
     """
     baseline = {"sample hybrid": {"MRR@10": 0.75, "cover@300w": 0.68}}
     assert find_drops(baseline, {"sample hybrid": {"MRR@10": 0.741, "hit@5": 0.1}, "another": {"MRR@10": 0.1}}) == []

@@ -1,4 +1,4 @@
-"""Rebuilding Chroma from the archive, when Chroma's entries are lost, damaged or up to date."""
+"""Rebuilds of a guild: after losses, with another embedding model, after other rules, and during ingest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def start_again(settings: Settings, knowledge: Knowledge) -> None:
 
 
 def rebuild_and_stop_halfway(settings: Settings, begun: Event) -> None:
-    """Rebuild in a separate process that stops in the middle, until it is killed."""
+    """Begin a rebuild and sleep in the middle of it, so that the test can kill this process."""
 
     def stop_for_the_kill(what: str, done: int, total: int) -> None:
         begun.set()
@@ -78,7 +78,7 @@ def rebuild_and_stop_halfway(settings: Settings, begun: Event) -> None:
 
 
 def retry_until_released(work: Callable[[], object]) -> None:
-    """Call ``work`` again until PostgreSQL has noticed that the other process is gone."""
+    """Call ``work`` until it succeeds, which is once PostgreSQL has noticed that the killed process is gone."""
     while True:
         try:
             work()
@@ -106,7 +106,7 @@ def is_complete(knowledge: Knowledge) -> bool:
 
 
 def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge) -> None:
-    """A lost collection is rebuilt without embedding again, and search finds the same as before."""
+    """If a collection is lost, a rebuild makes it again without embedding, and search finds the same as before."""
     ingest(knowledge, *TALK)
     before, entries = found(knowledge), knowledge.vectors.count(GUILD)
     knowledge.vectors.forget_guild(GUILD)
@@ -123,7 +123,7 @@ def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge)
 
 
 def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
-    """A rebuild removes the entry of a deleted message whose deletion Chroma missed."""
+    """A rebuild removes an entry of Chroma that the archive does not have."""
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
     knowledge.vectors.upsert(GUILD, [VectorEntry(entry_id="m99", passage_id="99", vector=vector)])
@@ -132,9 +132,9 @@ def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_is_added_later_gives_old_texts_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """If an embedding model is added later, search is lexical until a rebuild, which gives all texts vectors.
+    """If an embedding model is added later, search uses keywords until a rebuild has made a vector of every text.
 
-    The result is the same as if the model had been there from the start.
+    The result is the same as if the embedding model had been there from the start.
     """
     ingest(knowledge, *TALK)
     expected = found(knowledge)
@@ -155,9 +155,9 @@ def test_a_model_that_is_added_later_gives_old_texts_vectors(bare_settings: Sett
 
 
 def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(knowledge: Knowledge) -> None:
-    """If the embedding model has another name or dimension than before, search is lexical and asks for a rebuild.
+    """If the embedding model has another name or dimension than before, search uses keywords until a rebuild.
 
-    Messages that are written before the rebuild are found, and get their vectors in the rebuild.
+    The search result says that a rebuild is due. Messages that are ingested meanwhile get their vectors in the rebuild.
     """
     ingest(knowledge, *TALK)
     for model in (WordEmbedding(name="other words"), WordEmbedding(name="long words", dimension=512)):
@@ -181,7 +181,7 @@ def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(kno
 
 
 def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """After a rebuild, an archive of an older version is the same as one that this version made."""
+    """If an archive was made with older rules, a rebuild makes it the same as one that was made with the new rules."""
     history = [*TALK, message(6, "<@1> kernel panics after the update", author_id="2", mentioned_user_ids=["1"])]
     ingest(knowledge, *history, deletion(3))
     expected, results = dump(bare_settings), found(knowledge)
@@ -202,9 +202,9 @@ def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_set
 
 @pytest.mark.parametrize("work", ["copy", "link"])
 def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowledge, work: str) -> None:
-    """The new collection has the messages and edits that were written during the rebuild, and no deleted ones.
+    """The new collection has the messages and edits that were ingested during the rebuild, and no deleted messages.
 
-    Searches continue meanwhile.
+    Searches during the rebuild find passages.
     """
     ingest(knowledge, *TALK)
     if work == "copy":
@@ -252,7 +252,7 @@ def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowl
 
 @contextmanager
 def in_threads(stop: threading.Event, *works: Callable[[], None]) -> Iterator[list[BaseException]]:
-    """Run each of ``works`` in a thread that must end when ``stop`` is set; give the list of the errors they raise."""
+    """Run each of ``works`` in a thread that must end when ``stop`` is set, and yield the list of raised errors."""
     errors: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:
@@ -274,7 +274,7 @@ def in_threads(stop: threading.Event, *works: Callable[[], None]) -> Iterator[li
 
 
 def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: Knowledge) -> None:
-    """After ingest in two channels, two rebuilds and searches at once, Chroma has exactly the archive's entries."""
+    """After two rebuilds during ingest and searches, Chroma has exactly the archive's entries."""
     ingest(knowledge, *TALK)
     stop = threading.Event()
     said: list[str] = []
@@ -310,7 +310,7 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
 def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """After a killed rebuild, the old collection stays in use. The next rebuild removes the killed one's entries."""
+    """If a rebuild is killed, the old collection stays in use, and the next rebuild removes the unfinished one."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["m1000"])
@@ -384,7 +384,7 @@ def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]
 
 
 def test_neither_order_nor_replay_undoes_newer_changes(knowledge: Knowledge) -> None:
-    """After changes of twelve messages in any order and with repetitions, the newest state stays."""
+    """If changes of twelve messages are ingested in any order and repeatedly, the newest state stays."""
     rng = random.Random(11)
     events: list[DiscordMessage] = []
     gone, text = set(), {}

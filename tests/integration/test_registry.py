@@ -1,4 +1,4 @@
-"""The registry through outages, lost answers and a rebuild, on a real registry behind a failing proxy."""
+"""Outages, lost responses and a rebuild of the registry, with a real registry behind a proxy that can fail."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_service_that_started_before_starts_and_produces_with_the_registry_gon
 ) -> None:
     """R22: A service that has started before can start and produce while the registry is gone.
 
-    The registry refuses connections, is silent, answers 503 or is slow. The schema id comes from the cache.
+    The registry refuses connections, is silent, responds with 503, or is slow. The schema id comes from the cache.
     """
     send(proxied_settings, open_at_start(proxied_settings), 1)
     registry_proxy.fail(mode)
@@ -78,7 +78,7 @@ def test_a_service_that_started_before_starts_and_produces_with_the_registry_gon
 def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
     proxied_settings: Settings, registry_proxy: RegistryProxy, mode: str
 ) -> None:
-    """Without a cache, each look-up raises an error that names the registry, and only the first may send a request."""
+    """Without a cache, each look-up raises an error that names the registry; at most one of them sends a request."""
     registry_proxy.fail(mode)
     contracts = open_at_start(proxied_settings)
     for _ in range(50):
@@ -92,9 +92,10 @@ def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
 def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_before(
     settings: Settings, proxied_settings: Settings, registry_proxy: RegistryProxy, mode: str
 ) -> None:
-    """R23: While the registry is gone, a record of an unseen schema pauses its partition.
+    """R23: While the registry is gone, the pipeline waits at a record whose schema it has not seen.
 
-    There is no dead letter and one request for each pause, and the partition continues once the registry is back.
+    The record becomes no dead letter, and the registry gets few requests. Once the registry is back, the pipeline
+    continues.
     """
     contracts = open_contracts(settings)
     send(settings, contracts, 1)
@@ -113,9 +114,9 @@ def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_befor
 def test_ten_thousand_records_of_one_unknown_id_ask_the_registry_once(
     settings: Settings, proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """R24: 10,000 records of one unknown schema id are dead letters after one request.
+    """R24: For 10,000 records of one unknown schema id, the registry gets at most one request each half minute.
 
-    A missing id is cached for half a minute.
+    The cache keeps for half a minute that the id is unknown. All the records become dead letters.
     """
     produce_raws(settings, MESSAGES, [UNKNOWN_ID + bytes([number % 256]) for number in range(10_000)])
     contracts = open_at_start(proxied_settings)
@@ -149,7 +150,7 @@ def test_an_id_that_became_known_is_found_after_the_pause(settings: Settings) ->
 
 
 def rebuild_registry(settings: Settings, registry_proxy: RegistryProxy) -> None:
-    """Give the schema id of discord-messages the meaning of another schema."""
+    """Let the proxy return the schema of bot-queries for the schema id of discord-messages, as after a rebuild."""
     registry = open_registry(settings)
     known = catalogue.load()
     ids = {name: registry.id_for(name, known.topic(name).schema or {}) for name in (MESSAGES, "bot-queries")}
@@ -160,7 +161,7 @@ def rebuild_registry(settings: Settings, registry_proxy: RegistryProxy) -> None:
 def test_a_rebuilt_registry_stops_a_service_that_starts(
     settings: Settings, proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """A service that starts on a rebuilt registry, whose ids have other meanings, ends before it writes or reads."""
+    """If the ids of a rebuilt registry have other meanings, a starting service ends before it produces or reads."""
     send(proxied_settings, open_at_start(proxied_settings))
     rebuild_registry(settings, registry_proxy)
     contracts = open_at_start(proxied_settings)
@@ -176,7 +177,7 @@ def test_a_rebuilt_registry_stops_a_service_that_starts(
 def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
     settings: Settings, proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """A service that started from its cache neither encodes nor decodes once the registry comes back rebuilt."""
+    """If a service started from its cache and the registry comes back rebuilt, it neither encodes nor decodes."""
     contracts = open_at_start(proxied_settings)
     value = contracts.encode(MESSAGES, build_message(1))
     registry_proxy.fail("503")
@@ -201,7 +202,7 @@ def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
 def test_registering_again_lets_a_service_start_on_a_rebuilt_registry(
     settings: Settings, proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """After registering again on a rebuilt registry, as the hint says, a service starts and replaces its cache."""
+    """If the schemas are registered again on a rebuilt registry, as the hint says, a service starts."""
     send(proxied_settings, open_at_start(proxied_settings))
     rebuild_registry(settings, registry_proxy)
     with pytest.raises(ConfigError):
@@ -217,7 +218,7 @@ def test_registering_again_lets_a_service_start_on_a_rebuilt_registry(
 def test_services_that_share_a_home_keep_each_others_ids(
     proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """Two services that share a home keep each other's cached ids, even if both opened the cache before any write."""
+    """If two services share a home, they keep each other's cached ids, even if both opened the cache before a write."""
     bot, processor = open_at_start(proxied_settings), open_at_start(proxied_settings)
     bot.encode(MESSAGES, build_message(1))
     processor.registry.id_for("bot-queries", processor.codec("bot-queries").schema)
@@ -240,7 +241,7 @@ def schemas_copy(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty_registry_proxy(bare_settings: Settings) -> Iterator[RegistryProxy]:
-    """A proxy before a registry without schemas under the test's prefix."""
+    """A proxy in front of a registry without schemas under the test's prefix."""
     with proxy(bare_settings.schema_registry_url) as made:
         yield made
 
@@ -265,7 +266,10 @@ def is_registry_empty(settings: Settings) -> bool:
 def test_register_plans_then_registers_and_changes_nothing_the_second_time(
     bare_settings: Settings, cli: Callable[..., Any]
 ) -> None:
-    """`schemas register` plans, then registers versions and levels and caches ids, and then has nothing to do."""
+    """A dry run of `schemas register` changes nothing, the first run registers all, and the second changes nothing.
+
+    The first run registers versions and levels, and caches the ids.
+    """
     planned = json.loads(cli(bare_settings, "schemas", "register", "--dry-run", "--json").stdout)
     assert planned["changes"] == 3
     assert is_registry_empty(bare_settings)
@@ -282,9 +286,9 @@ def test_register_plans_then_registers_and_changes_nothing_the_second_time(
 def test_a_registration_that_fails_halfway_is_undone(
     bare_settings: Settings, empty_registry_proxy: RegistryProxy, lost: bool
 ) -> None:
-    """R28: If the registry goes away halfway, the versions that were registered are removed again.
+    """R28: If the registry goes away in the middle of a registration, the versions that it registered are removed.
 
-    This holds even if the registry did register a version and only its answer was lost.
+    This holds even if the registry registered a version and only its response was lost.
     """
     known = catalogue.load()
     registry = open_registry(evolve(bare_settings, schema_registry_url=empty_registry_proxy.url))
@@ -340,7 +344,7 @@ def test_a_registry_that_holds_an_incompatible_version_is_left_as_it_is(
 def test_check_asks_a_registry_and_reports_where_it_disagrees(
     settings: Settings, schemas_copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """`schemas check` refuses an incompatible version, and reports that a registry with level NONE accepts it."""
+    """`schemas check` refuses an incompatible version, and reports that the registry's level NONE would accept it."""
     url = settings.schema_registry_url
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     registry = open_registry(settings)

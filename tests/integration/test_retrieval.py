@@ -1,4 +1,4 @@
-"""The passages that search finds, and for whom, on real PostgreSQL and Chroma."""
+"""The passages that search finds, and for which readers, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ ROOMS = (
     ],
 )
 def test_only_what_may_be_seen_is_found(knowledge: Knowledge, visible: list[str], expected: set[str]) -> None:
-    """Search finds channels that are listed, and public threads and posts with a listed parent.
+    """Search finds messages of the visible channels, and of public threads and posts whose parent is visible.
 
-    An empty list makes no channel visible.
+    If no channel is visible, search finds nothing.
     """
     ingest(knowledge, *ROOMS)
     assert found(knowledge, "tulip bulbs", visible) == expected
 
 
 def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Knowledge) -> None:
-    """Search in a guild finds no message of another guild and no direct message, even if it lists their channels."""
+    """A search in one guild finds no message of another guild and no direct message, even in listed channels."""
     ingest(
         knowledge,
         *ROOMS,
@@ -85,20 +85,23 @@ def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Kno
 
 
 def test_more_channels_than_a_guild_can_have_are_refused(knowledge: Knowledge) -> None:
-    """A search with more channels than a guild can have is refused, because its statement would be huge."""
+    """A search with more channels than a guild can have is refused, because the SQL statement would be huge."""
     with pytest.raises(InvalidEvent, match="20000"):
         found(knowledge, "tulip", [str(number) for number in range(20_001)])
 
 
 @pytest.mark.parametrize("question", ["", "  ", "?", "\x00", "the of and", "<@1>", "x" * 20_000, "'|&!:*\\"])
 def test_a_question_without_words_is_no_error(knowledge: Knowledge, question: str) -> None:
-    """A question without words finds nothing, and raises no error."""
+    """A question without words that can be searched raises no error."""
     ingest(knowledge, *ROOMS)
     found(knowledge, question, ["200"])
 
 
 def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> None:
-    """A question without a related passage finds nothing, because an unrelated answer is worse than none."""
+    """If no passage is related to a question, search finds nothing.
+
+    An unrelated answer is worse than none.
+    """
     ingest(knowledge, *ROOMS)
     result = knowledge.retriever.search(
         "which gearbox oil suits a tractor", guild_id=GUILD, visible_channel_ids=["200"], limit=5
@@ -107,7 +110,7 @@ def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> 
 
 
 def test_random_channels_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> None:
-    """For 60 random readers, search finds exactly the passages that a full scan by the contract's rule finds."""
+    """For 60 random readers, search finds all visible messages with the flower in question, and no hidden message."""
     rng = random.Random(7)
     kinds = [*ChannelKind]
     rooms = []
@@ -143,9 +146,10 @@ def test_random_channels_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> 
 
 
 def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
-    """Mentions are shown with the names of the guild's members.
+    """A mention is shown as the name that the mentioned person has in the guild.
 
-    An id means nothing to a reader, a live mention would ping, and names of another guild stay private.
+    The person's id would mean nothing to a reader, and a real mention would notify the person. A name from another
+    guild stays private.
     """
     ingest(
         knowledge,
@@ -158,7 +162,7 @@ def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
 
 
 def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> None:
-    """In a large guild, which is searched in Chroma, hidden passages do not displace visible ones."""
+    """If a guild is searched in Chroma, as large guilds are, hidden passages do not displace visible passages."""
     knowledge = knowledge_of(bare_settings, WordEmbedding())
     narrow = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     crowd = [
@@ -172,9 +176,9 @@ def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> No
 
 
 def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowledge) -> None:
-    """The console searches the only guild, without private threads, unknown kinds and direct messages.
+    """If there is one guild, the console searches it without private threads, unknown kinds and direct messages.
 
-    Such channels are searched only if the search lists them.
+    Such channels are searched only if the command names them.
     """
     ingest(knowledge, *ROOMS, message(8, "tulip", guild_id=None, channel_id="500", channel_kind=ChannelKind.DIRECT))
     guild_id, visible = console_scope(knowledge.archive)
@@ -185,7 +189,7 @@ def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowle
 
 
 def test_the_console_asks_which_guild_when_there_are_several(knowledge: Knowledge) -> None:
-    """If there are several guilds, the console must say which one, because a guess would mix communities."""
+    """If there are several guilds, the command must name one of them, because a guess would mix communities."""
     assert console_scope(knowledge.archive) == (None, [])
     ingest(knowledge, *ROOMS, message(9, "tulip", guild_id="101", channel_id="600"))
     with pytest.raises(ConfigError, match="several guilds") as caught:

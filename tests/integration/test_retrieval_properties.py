@@ -1,4 +1,4 @@
-"""Properties of every search: search misses nothing, leaks nothing, and finds exact words."""
+"""Properties of search: it agrees with a full scan, leaks nothing, and finds exact words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLIC = (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 THREADS = 1_000
 VOCABULARY = [f"word{number}" for number in range(400)]
 ODDS = [1 / (number + 5) for number in range(400)]
-"""Frequencies of words as uneven as in a language: some words occur in a third of all passages."""
+"""Weights of the words, as uneven as in a language: some words occur in a third of all passages."""
 
 
 @pytest.fixture(params=["hybrid", "lexical"])
@@ -45,7 +45,7 @@ def ingest(knowledge: Knowledge, events: Sequence[DiscordMessage]) -> None:
 
 
 def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
-    """Return a conversation of two or three messages, in its own thread or in one of 20 channels."""
+    """Return a conversation of two or three messages in a place of its own: the first 20 are channels, then threads."""
     kind = ChannelKind.PUBLIC_THREAD if number >= 20 else ChannelKind.TEXT
     return [
         message(
@@ -69,7 +69,7 @@ class ScannedPassage:
 
 
 def everything(settings: Settings) -> list[ScannedPassage]:
-    """Return all passages of the archive, read without retrieval."""
+    """Return all passages of the archive, read from PostgreSQL without the retriever."""
     with psycopg.connect(settings.database_url) as connection, connection.cursor(binary=True) as cursor:
         passages = cursor.execute(
             "SELECT passage_id, channel_id, text, length, last_at, vector FROM passages"
@@ -100,7 +100,7 @@ def everything(settings: Settings) -> list[ScannedPassage]:
 
 
 def scan(kept: Sequence[ScannedPassage], question: str, vector: Vectors | None, visible: set[str]) -> list[float]:
-    """Return the scores of the five best passages."""
+    """Return the scores of the best passages, at most five."""
     words = list(dict.fromkeys(terms(question)))
     frequencies = {word: sum(word in one.candidate.counts for one in kept) for word in words}
     corpus = Corpus(passages=len(kept), terms=sum(one.candidate.length for one in kept))
@@ -118,9 +118,10 @@ def scan(kept: Sequence[ScannedPassage], question: str, vector: Vectors | None, 
 
 
 def test_search_finds_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Search agrees with a full scan in at least 99 of 100 cases.
+    """In at least 99 of 100 cases, search gives the scores of a full scan.
 
-    The cases have between one and a thousand visible channels, and cover every search path.
+    The cases have between one and a thousand visible channels. Each case is searched with the default limit of the
+    exact comparison and with the limit 0.
     """
     rng = random.Random(3)
     ingest(knowledge, [event for number in range(THREADS) for event in thread(number, rng)])
@@ -240,7 +241,7 @@ CODES = (
 
 
 def test_codes_versions_and_symbols_are_found_by_the_letter(knowledge: Knowledge) -> None:
-    """Search for a code, version or symbol finds its message first, before messages that differ in one character."""
+    """If a question contains a code, version or symbol, the message with exactly this text is found first."""
     said = [
         message(number, f"the update stops and prints {code} every time", channel_id=str(200 + number))
         for number, code in enumerate(CODES)

@@ -1,4 +1,4 @@
-"""Commands and services print no password and no key, even if services are down or settings are malformed."""
+"""Commands and services print no password and no key, even if dependencies are down or settings are malformed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def dead_port() -> Iterator[int]:
 
 @contextmanager
 def server_with_status(status: int) -> Iterator[int]:
-    """A server that gives ``status`` as the answer to every request."""
+    """Run a server that responds to every request with ``status``, and yield its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def _answer(self) -> None:
@@ -80,7 +80,7 @@ def server_with_status(status: int) -> Iterator[int]:
 
 
 def with_password(url: str, name: str) -> str:
-    """Return ``url`` with a user and a password that contains the name of its setting."""
+    """Return ``url`` with a user and a password that contains ``name``, the name of the setting."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://anna:{MARK}-{name}-x@{rest.rpartition('@')[2]}"
 
@@ -125,7 +125,7 @@ def database_password(settings: Settings) -> str:
 
 
 def is_free_of_secrets(text: str, settings: Settings) -> bool:
-    """Return whether ``text`` is not empty and contains no secret."""
+    """Check that ``text`` is not empty and contains no secret, and return True."""
     password = database_password(settings)
     assert text.strip()
     assert [line for line in text.splitlines() if MARK in line] == []
@@ -138,7 +138,7 @@ STATES = ["up", "SCHEMA_REGISTRY_URL", "CHROMA_URL", "DATABASE_URL", "KAFKA_BOOT
 
 @pytest.mark.parametrize("down", STATES)
 def test_commands_show_no_secret_whatever_is_down(settings: Settings, down: str) -> None:
-    """Commands print no secret, whether all four services answer or one of them is down."""
+    """Commands print no secret, whether all four dependencies respond or one of them is down."""
     settings.home.mkdir(exist_ok=True)
     with dead_port() as port:
         environment = secret_environment(settings, port)
@@ -153,7 +153,7 @@ def test_commands_show_no_secret_whatever_is_down(settings: Settings, down: str)
 
 @pytest.mark.parametrize("status", [200, 401, 500])
 def test_commands_show_no_secret_whatever_answers(settings: Settings, status: int) -> None:
-    """Commands print no secret if a server answers with a proxy's page, a refusal or an error."""
+    """If the dependencies respond with a proxy's page, a refusal or an error, commands print no secret."""
     settings.home.mkdir(exist_ok=True)
     with server_with_status(status) as port:
         environment = secret_environment(settings, port)
@@ -195,7 +195,7 @@ def service(name: str, environment: dict[str, str], log: IO[bytes]) -> Iterator[
 
 
 def pages(log: str) -> str:
-    """Return all pages of the metrics port, whose number the service logs."""
+    """Return the pages of the metrics port; the number of the port is in the service's log."""
     port = re.findall(r"http://127\.0\.0\.1:(\d+)", log)[0]
     text = ""
     for path in ("readyz", "healthz", "metrics"):
@@ -227,7 +227,7 @@ def test_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_path
 def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, status: int | None) -> None:
     """While the bot waits for Discord, it prints neither the token nor the secrets in Discord's address.
 
-    The server is missing, or refuses the bot.
+    Discord's server is missing, or it responds with a refusal or an error.
     """
     port_of = dead_port() if status is None else server_with_status(status)
     with port_of as port, (tmp_path / "log").open("wb") as log:
@@ -244,7 +244,7 @@ def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path
 
 
 def test_local_status_shows_no_password(tmp_path: Path) -> None:
-    """`local status` does not print the password, which is in run/stack.json for other commands of its owner."""
+    """`local status` does not print PostgreSQL's password, although run/stack.json contains the password."""
     (tmp_path / "run").mkdir()
     entry = f'{{"address": "postgresql://rtfm:{MARK}@localhost:1/rtfm", "port": 1, "pid": {os.getpid()}, "started": 0}}'
     (tmp_path / "run" / "stack.json").write_text(f'{{"services": {{"postgres": {entry}}}}}')

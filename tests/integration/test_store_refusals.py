@@ -1,4 +1,4 @@
-"""Content that a store refuses, and failures that pass, on real PostgreSQL and Chroma."""
+"""Errors of real PostgreSQL and Chroma: content that a store refuses, an outage, and a wrong statement."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Setti
 
 
 def test_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Settings) -> None:
-    """In a search, a lexeme beyond PostgreSQL's limit or a NUL raises InvalidEvent."""
+    """If a search contains a NUL or a lexeme beyond PostgreSQL's limit, InvalidEvent is raised."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(InvalidEvent, match="too long"), archive.reading.view("100", ["200"]) as view:
@@ -71,7 +71,7 @@ def test_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Se
 
 
 def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Settings) -> None:
-    """A deadlock raises Unavailable, and a wrong statement a plain RtfmError; neither is taken for invalid content."""
+    """A deadlock raises Unavailable, and a wrong statement raises a plain RtfmError; neither raises InvalidEvent."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(Unavailable, match="deadlock"), archive.database.begin() as connection:
@@ -84,7 +84,7 @@ def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Setting
 
 
 def test_what_chroma_refuses_for_its_content_is_invalid(bare_settings: Settings) -> None:
-    """A collection name or a vector that Chroma refuses raises InvalidEvent, and the next request works."""
+    """If Chroma refuses a collection name or a vector, InvalidEvent is raised, and the next request works."""
     vectors = ChromaVectors(bare_settings.chroma_url, f"{bare_settings.kafka_topic_prefix} a b/")
     vector = np.full(4, 0.5, dtype=np.float32)
     with pytest.raises(InvalidEvent, match="Chroma cannot store a value"):

@@ -111,7 +111,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_exit_code_3(bare_settings: Settings, cli: Cli) -> None:
-    """If no broker answers, a command prints one line once, and exits with 3 without long retries."""
+    """If no broker responds, the error of a command names the address, and the exit code is 3."""
     done = cli(bare_settings, "topics", "init", check=False, KAFKA_BOOTSTRAP_SERVERS="localhost:1")
     assert done.returncode == 3
     assert "Kafka at localhost:1 does not answer" in done.stderr
@@ -134,7 +134,7 @@ def test_a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do(bare_setti
 
 
 def test_drifted_settings_are_fixed_and_extra_partitions_are_kept(settings: Settings, contracts: Contracts) -> None:
-    """Changed settings of a topic are restored, and additional partitions stay, because they may have records."""
+    """Changed settings of a topic are restored, and additional partitions stay, because they may contain records."""
     name = f"{settings.kafka_topic_prefix}bot-queries"
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET)
@@ -171,7 +171,7 @@ def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
 
 
 def test_confluents_own_deserializer_reads_our_records(settings: Settings, contracts: Contracts) -> None:
-    """Confluent's deserializer reads our records, so programs that use it can read them."""
+    """Confluent's deserializer reads our records, so that programs with this deserializer can use the topics."""
     produce(settings, contracts, [message(1)])
     (record,) = read_all(settings, contracts, "discord-messages")
     deserializer = AvroDeserializer(SchemaRegistryClient({"url": settings.schema_registry_url}))
@@ -190,7 +190,7 @@ def test_confluents_own_deserializer_reads_our_records(settings: Settings, contr
 def test_bytes_that_do_not_decode_become_one_dead_letter_and_the_next_record_is_handled(
     settings: Settings, contracts: Contracts, value: bytes | None
 ) -> None:
-    """Bytes that cannot be decoded become one dead letter that keeps them, and the next record is handled."""
+    """If bytes cannot be decoded, one dead letter keeps the bytes, and the next record is handled."""
     produce_raw(settings, contracts, b"7", value)
     produce(settings, contracts, [message(1)])
     handled: list[str] = []
@@ -230,7 +230,7 @@ def test_a_batch_with_one_record_that_can_never_succeed_loses_only_that_one(
 
 
 def test_what_is_down_pauses_the_pipeline_and_nothing_is_skipped(settings: Settings, contracts: Contracts) -> None:
-    """If a dependency is down, the pipeline waits, names it in readiness, and then handles every record."""
+    """While a dependency is down, the pipeline waits and its readiness names the dependency; no record is skipped."""
     produce(settings, contracts, [message(number) for number in range(5)])
     back = threading.Event()
     handled: list[str] = []
@@ -269,7 +269,7 @@ def test_after_a_stop_work_goes_on_where_it_was_committed(settings: Settings, co
 def test_records_of_one_key_stay_in_order_when_several_are_handled_at_once(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """With several threads, records of one key stay in order, and different keys are handled at the same time."""
+    """With several threads, the records of one key are handled in order."""
     produce(settings, contracts, [message(number, channel=str(number % 4)) for number in range(40)])
     handled: dict[str, list[int]] = {}
 
@@ -285,7 +285,7 @@ def test_records_of_one_key_stay_in_order_when_several_are_handled_at_once(
 
 
 def test_outputs_are_in_kafka_and_carry_the_trace_of_their_record(settings: Settings, contracts: Contracts) -> None:
-    """Outputs have the trace of their record, so that a question and its answer share a trace."""
+    """An output has the trace of its record, so that a question and its answer share a trace."""
     with EventProducer(settings, contracts) as producer:
         trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         producer.send("discord-messages", message(1), headers={"traceparent": trace})
@@ -304,7 +304,7 @@ def test_outputs_are_in_kafka_and_carry_the_trace_of_their_record(settings: Sett
 def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """If retention removed records that were not handled, a metric counts them."""
+    """If retention removed records before they were handled, a metric counts these records."""
     from confluent_kafka import TopicPartition
 
     from rtfm.telemetry import LOST_RECORDS
@@ -333,7 +333,7 @@ def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
 
 
 def test_selftest_passes_on_a_prepared_system_and_says_which_check_it_left_out(settings: Settings, cli: Cli) -> None:
-    """`selftest` passes without a processor, and says that it asked no question."""
+    """Without a processor, `selftest` passes and says that it left out the check that asks a question."""
     done = cli(settings, "selftest", "--test", "all")
     assert "skipped" in done.stdout
     assert "failed" not in done.stdout
@@ -347,7 +347,7 @@ def test_selftest_fails_where_topics_are_missing(bare_settings: Settings, cli: C
 
 
 def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contracts, cli: Cli) -> None:
-    """`dlq` lists dead letters, and shows their origin and bytes."""
+    """`dlq list` lists a dead letter by its partition and offset, and `dlq show` shows its bytes."""
     produce_raw(settings, contracts, b"7", b"no avro")
     handled: list[str] = []
 
@@ -367,6 +367,6 @@ def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contra
 
 
 def test_an_event_of_another_topic_is_refused(settings: Settings, contracts: Contracts) -> None:
-    """An event of another topic is refused, even if the schema would fit."""
+    """An event that belongs to another topic is refused."""
     with EventProducer(settings, contracts) as producer, pytest.raises(RtfmError):
         producer.send("bot-responses", message(1))

@@ -18,13 +18,13 @@ from tests.streams import RESPONSES, eventually, limit_record_bytes, records
 
 
 def record(value: bytes) -> ProducerRecord:
-    """Return a record; all of these have one key, so that they are in one partition."""
+    """Return a producer record; all these records have the same key, so that they are in one partition."""
     return ProducerRecord(RESPONSES, b"key", value, [])
 
 
 @pytest.fixture
 def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
-    """Return a function that opens producers of one name; all are closed at the end."""
+    """Return a function that opens producers with the same transactional id; all are closed at the end."""
     made: list[Transactions] = []
 
     def make() -> Transactions:
@@ -63,7 +63,7 @@ def values(settings: Settings, contracts: Contracts) -> list[bytes | None]:
 def test_a_transaction_that_timed_out_does_not_end_the_processor(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R3, R5: A transaction that exceeded its timeout, as after a freeze, leaves nothing visible.
+    """R3, R5: If a transaction exceeds its timeout, as after a freeze, none of its records becomes visible.
 
     The next transaction of the same producer works.
     """
@@ -85,7 +85,7 @@ def test_a_transaction_that_timed_out_does_not_end_the_processor(
 def test_the_older_of_two_producers_of_one_name_is_fenced(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R4: Opening a producer fences the older one of its name, whose open transaction never becomes visible."""
+    """R4: If a second producer opens with the same id, the first producer is fenced, and its record is never seen."""
     older = transactions()
 
     def overtaken() -> Iterator[ProducerRecord]:
@@ -101,9 +101,9 @@ def test_the_older_of_two_producers_of_one_name_is_fenced(
 def test_a_refused_transaction_says_why_and_does_not_affect_the_next(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """A refused transaction raises its reason, and the next one works.
+    """If a transaction is refused, the error names the topic whose limit was exceeded, and the next transaction works.
 
-    Aborted records are reported late, and these reports must not fail the next transaction.
+    The delivery reports of aborted records arrive late, and must not fail the next transaction.
     """
     limit_record_bytes(settings, RESPONSES, 20_000)
     ours = transactions()

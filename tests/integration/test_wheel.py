@@ -17,7 +17,7 @@ from rtfm.settings import Settings
 from tests.conftest import environment_of
 
 MAX_BASE_BYTES = 80_000_000
-"""Largest allowed size of site-packages without pip, including compiled code."""
+"""Largest allowed size of site-packages without pip, including compiled code, in bytes."""
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
-    """The wheel has the contracts, migrations and sample, which are not Python files, and no tests."""
+    """The wheel contains the contracts, the migrations and the sample, and no tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "rtfm/schemas/contracts.toml",
@@ -48,12 +48,13 @@ def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
 
 
 def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> None:
-    """In a new environment outside the checkout, `schemas list` finds the schemas in its package."""
+    """In a new environment outside the checkout, `schemas list` finds the schemas of the installed wheel."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet"]
     subprocess.run([*install, "--no-index", "--no-deps", str(wheel)], check=True)
-    # Dependencies come from this environment. A path in a .pth file does not add this project's editable install.
+    # The required packages come from the tests' environment. A path in a .pth file does not add the project's
+    # editable install, which is in the same folder.
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     done = subprocess.run(
@@ -84,7 +85,7 @@ def required_packages(wheel: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def base_scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of scripts of an environment that has only the wheel and its requirements."""
+    """The folder of scripts of an environment that contains only the wheel and the packages that it requires."""
     environment = tmp_path_factory.mktemp("base") / "venv"
     venv.create(environment, with_pip=False)
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
@@ -99,7 +100,7 @@ def base_scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_base_install_is_small(base_scripts: Path) -> None:
-    """An installation without extras has contracts, codec and streams, and stays below its maximum size."""
+    """An installation without extras is not larger than ``MAX_BASE_BYTES``."""
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base_scripts.parent)}))
     files = [path for top in site_packages.iterdir() for path in ([top] if top.is_file() else top.resolve().rglob("*"))]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BASE_BYTES
@@ -108,7 +109,7 @@ def test_base_install_is_small(base_scripts: Path) -> None:
 def test_base_install_works_with_topics_contracts_and_dead_letters(
     base_scripts: Path, settings: Settings, tmp_path: Path
 ) -> None:
-    """Commands for topics, contracts and dead letters work without extras; they need neither archive nor model."""
+    """Without extras, commands for topics, contracts and dead letters work; they need no archive and no model."""
     for arguments in (
         ["--help"],
         ["topics", "list"],
@@ -143,7 +144,7 @@ def test_base_install_works_with_topics_contracts_and_dead_letters(
 def test_base_install_names_the_extra_that_a_command_needs(
     base_scripts: Path, arguments: list[str], extra: str, tmp_path: Path
 ) -> None:
-    """A command that needs an extra names it in one line, and exits with 2."""
+    """If a command needs an extra that is missing, its last line names the extra, and the exit code is 2."""
     done = subprocess.run(
         [base_scripts / "rtfm-cli", *arguments],
         cwd=tmp_path,
