@@ -2,10 +2,10 @@
 
 The peers are:
 
-- in memory: fastavro, which encodes a dictionary that is given, and decodes into a dictionary, from which a generated
-  constructor builds the event,
-- through Kafka: Confluent's AvroSerializer with ``attrs.asdict``, and AvroDeserializer with the same constructor. Both
-  also convert timestamps to datetimes.
+- in memory: fastavro. It encodes a dictionary that already exists. It decodes into a dictionary, from which a generated
+  constructor builds the event.
+- through Kafka: Confluent's AvroSerializer with ``attrs.asdict``, and AvroDeserializer with the same constructor. The
+  deserializer also converts timestamps to datetimes.
 
 Every result is dropped at once, so that the garbage collector does not influence the figures. Rates in memory are per
 second of CPU time of this thread, so that other load on the machine does not count. Rates through Kafka are per second

@@ -1,7 +1,7 @@
 """Speed of producing and consuming events, against Confluent's serializers with the same clients.
 
-This is a part of ``benchmarks.codec``. It uses the Kafka of the settings if that answers, otherwise it starts the local
-services for the time of the run. It creates topics of its own and removes them.
+This is a part of ``benchmarks.codec``. It uses the Kafka of the settings if that Kafka responds. Otherwise it starts
+the local stack for the time of the run. It creates topics of its own and removes them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rtfm.local.stack import LocalStack
 
 EVENTS = 5_000
 PASSES = 3
-"""How many times the events are sent for one sample."""
+"""For one sample, the events are sent this many times."""
 
 TO_KAFKA_TARGET, OF_RAW_TARGET, FROM_KAFKA_TARGET = 2.2, 0.7, 4.5
 CACHE_DIR = Path(".rtfm/cache")
@@ -40,7 +40,7 @@ CACHE_DIR = Path(".rtfm/cache")
 
 @contextmanager
 def kafka() -> Iterator[str]:
-    """Yield the address of a Kafka that answers."""
+    """Yield the address of a Kafka that responds."""
     address = settings.load().kafka_bootstrap_servers
     try:
         AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=3)

@@ -37,8 +37,8 @@ WORDS = (
 OTHER_WORDS = ("café", "größer", "naïve", "–", "диск", "не", "монтируется", "ディスク", "🌊", "👍", "“quoted”", "señal")
 NAMES = ("quillfeather", "mossy", "tidepool42", "brontë", "Łukasz", "さくら", "north_wind", "Käse", "ada", "kelp")
 
-# Ids had 17 digits until 2017 and 18 digits until July 2022; since then they have 19. Channels and people are older
-# than messages.
+# Ids had 17 digits until 2017 and 18 digits until July 2022; since then they have 19. On average, the ids of channels
+# and people are older than the ids of messages.
 _ID_RANGES = ((10**16, 10**17), (10**17, 10**18), (10**18, 14 * 10**17))
 _ID_WEIGHTS = {"person": (1, 5, 4), "place": (0, 5, 5), "message": (0, 2, 8)}
 _NOT_ASCII = 0.2

@@ -100,7 +100,7 @@ class _HostileMeasurements:
         self._next = 1_000
 
     def ingest_timer(self, text: Callable[[int], str]) -> Callable[[], float]:
-        """Return a function that measures the seconds to ingest a message of 64 KB, after two others of its kind."""
+        """Return a function that measures the seconds to ingest a message of 64 KB, after two messages of its kind."""
 
         def measure() -> float:
             self._empty_archive()

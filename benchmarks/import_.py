@@ -2,11 +2,11 @@
 
 ``python -m benchmarks.import_ FILE FILE… [--json]`` needs the local stack (`rtfm-cli local up`) and the embedding
 model. It creates topics, collections and a database of its own, and removes them. The first file is the warm-up, and
-the others are divided into rounds. Each round measures:
+the other files are divided into rounds. Each round measures:
 
 - the import through the pipeline, until all messages can be found,
-- embedding the same passages and messages in batches in this process, with the same number of threads, and writing them
-  to Chroma at once,
+- embedding the same passages and messages in batches in this process, with the same number of threads, and writing all
+  vectors to Chroma in one call,
 - embedding some of the messages with Chroma's default embedding function and the same model files.
 
 The memory of the processor is reported, too.
@@ -49,7 +49,7 @@ MEMORY_LIMIT_MB = 600.0
 ROUNDS = 4
 BATCH = 500
 CHROMA_MESSAGES = 64
-"""Messages of a round that Chroma's function embeds. It takes twenty milliseconds for each."""
+"""In each round, Chroma's function embeds at most this many messages, because it takes 20 ms for each message."""
 BARE_GUILD = "bare"
 TIMEOUT_S = 280.0
 
@@ -149,7 +149,7 @@ def _import_through_kafka(
         for message in messages:
             producer.send(TOPIC, message)
         while True:
-            # It is enough to look into the archive, because ingest writes to Chroma before it.
+            # It is enough to look into the archive, because ingest writes to Chroma first.
             stored = connection.execute("SELECT count(*) FROM messages WHERE message_id = ANY(%s)", [ids]).fetchone()
             elapsed_s = time.perf_counter() - start
             if stored is not None and stored[0] == len(set(ids)):

@@ -3,14 +3,15 @@
 ``python -m benchmarks.learn_linking FOLDER [--write]`` reads ``exports/*.json`` and ``questions.jsonl`` in FOLDER.
 Exports whose names begin with ``dev`` are the training data. Exports whose names begin with ``test`` are only measured.
 
-The data contains no conversations, but the relevant messages of each question are one conversation. These are the known
-messages. The right choice for a known message is the conversation that contains most of the earlier messages of its
-known conversation. Any choice is right for another message, except a conversation of mostly known messages. The loss is
-the negative logarithm of the probability of the right choices (softmax over all choices).
+The data does not contain the conversations. But the relevant messages of each question belong together. These messages
+are the known messages, and they form the known conversations. For a known message, the right choices are the
+conversations that contain most of the earlier messages of its known conversation, or a new conversation if there are
+none. For any other message, all choices are right except the conversations of mostly known messages. The loss is the
+negative logarithm of the probability of the right choices (softmax over all choices).
 
 Each day is used three times, with all mentions, with half of them and without any, because communities differ in how
-often people mention each other. The known messages before the current one count as linked correctly. Learning from the
-linker's own mistakes, too, raises its F, but then it joins too much, and coverage falls.
+often people mention each other. The known messages before the current message count as linked correctly. If the linker
+also learned from its own mistakes, its F would rise, but it would join too many messages, and coverage would fall.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ ROUNDS = 2
 STEPS = 300
 RATE = 0.05
 SHRINK = 0.15
-"""Factor of the sum of the squared weights in the loss. The loss of one message has the factor 1."""
+"""Half of this number times the sum of the squared weights is added to the sum of the messages' losses."""
 
 UNKNOWN_WEIGHT = 0.2
-"""Weight in the loss of a message that is in no known conversation. The other messages have the weight 1."""
+"""In the loss, a message that is in no known conversation has this weight. A known message has the weight 1."""
 
 ADDED_WEIGHTS = {"new_speaker": 1.2}
-"""Amounts by feature that are added to the learned weights.
+"""These amounts are added to the learned weights, by feature.
 
 The exports do not contain the messages that begin the known conversations. Therefore learning sees too few new
 conversations of new speakers."""
@@ -105,7 +106,7 @@ def read_gold(folder: Path) -> Gold:
 
 
 def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
-    """Return ``day`` without a ``share`` of its mentions, chosen at random."""
+    """Return ``day``, where a ``share`` of the messages with mentions, chosen at random, has lost its mentions."""
     return [
         attrs.evolve(message, mentioned_user_ids=[], content=_MENTION.sub("", message.content))
         if message.mentioned_user_ids and rng.random() < share
@@ -115,7 +116,7 @@ def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
 
 
 def build_examples(day: Day, gold: Gold, weights: Floats) -> Iterator[TrainingExample]:
-    """Yield the examples of a day. For each, the earlier known messages count as linked correctly."""
+    """Yield the examples of a day. In each example, the earlier known messages count as linked correctly."""
     window = Window()
     linked: dict[str, str] = {}
     for place, message in enumerate(day):

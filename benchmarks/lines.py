@@ -1,6 +1,6 @@
-"""Counts the lines of code in rtfm/ and cli/, without blank lines, comments and docstrings, for each package.
+"""Counts the lines of code of each package in rtfm/ and cli/, without blank lines, comments and docstrings.
 
-``make bench-lines`` counts the checkout. ``make bench-lines ARGS='v0.1.0'`` counts this commit, too.
+``make bench-lines`` counts the checkout. ``make bench-lines ARGS='v0.1.0'`` also counts the commit v0.1.0.
 """
 
 import ast

@@ -4,8 +4,9 @@
 bench-pipeline ARGS='--json latency memory'`` runs only some of them. The benchmark starts services of its own and takes
 about five minutes.
 
-The samples of a peer are taken in turn with ours. The peer for throughput is a serial loop that consumes 500 records,
-produces 500 records and commits in one transaction. The peer for latency consumes and produces without transactions.
+The samples of a peer and of this project are taken in turn. The peer for throughput is a serial loop that consumes up
+to 500 records, produces as many and commits, all in one transaction. The peer for latency consumes and produces without
+transactions.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ MEMORY_LIMIT_MB = 100.0
 def main() -> int:
     """Run the benchmark. Return 1 if a target is missed."""
     configure_logging("WARNING")
-    tune_garbage_collector()  # as the processor does; it applies to the peers, too
+    tune_garbage_collector()  # like in the processor; the peers in this process are tuned, too
     with tempfile.TemporaryDirectory(prefix="rtfm-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)  # if root runs this, PostgreSQL runs as another account
@@ -96,7 +97,7 @@ def main() -> int:
 
 
 def measure_throughput(base: Settings) -> list[Figure]:
-    """Measure the records per second of one process that passes on bytes, and that decodes and encodes events."""
+    """Measure the records per second of a pipeline that passes on bytes, and of one that decodes and encodes events."""
     with installation(base) as own:
         contracts = open_contracts(own)
         value = contracts.encode(MESSAGES, a_message())
@@ -212,7 +213,7 @@ def _run_pipeline(
 
 
 def measure_memory(base: Settings) -> Figure:
-    """Measure how much the memory of a process grows whose handler blocks while a million records wait."""
+    """Measure how much the memory of a process grows while its handler blocks and a million records wait."""
     with installation(base) as own:
         fill(own, DEAD_LETTERS, b"x" * 100, BACKLOG)
         with worker("stalled", own) as process:

@@ -1,4 +1,4 @@
-"""The effect of a slow key on the latency of other keys, and the time from a crash until the next answer."""
+"""The effect of a slow key on the latency of other keys, and the time from a crash until the next response."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ FLOW_LIMIT_S = 3.0
 def measure_sleeper(base: Settings) -> list[Figure]:
     """Measure the latency of other keys while the handler of one key sleeps for 30 s, against a run without this key.
 
-    Both runs take place at the same time. In each, all records are in one partition, and their handler takes 20 ms and
-    runs for sixteen records at a time.
+    Both runs take place at the same time. In each run, all records are in one partition. The handler takes 20 ms for a
+    record and runs for sixteen records at a time.
     """
     with installation(base) as with_it, installation(base) as without:
         with worker("slow", with_it), worker("slow", without):

@@ -35,7 +35,7 @@ CORPUS = 2_000
 
 
 def measure_light_load(base: Settings) -> list[Figure]:
-    """Measure the milliseconds that the pipeline adds to a round trip through Kafka, at ten records per second.
+    """Measure the milliseconds that the pipeline adds to a round trip through Kafka, at about ten records per second.
 
     Records go through the pipeline and through a loop without transactions in turn, so that other load on the machine
     affects both. The reported ratio is the allowed latency divided by the added latency.
@@ -95,7 +95,7 @@ class _RoundTrips:
         while (message := self._consumer.poll(30)) is not None:
             if message.error() is None and message.value() == value:
                 return (time.perf_counter() - started_s) * 1000
-        raise AssertionError("no answer within 30 s")
+        raise AssertionError("no output within 30 s")
 
     def close(self) -> None:
         """Disconnect."""

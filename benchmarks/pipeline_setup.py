@@ -31,7 +31,7 @@ from rtfm.telemetry import Health
 MESSAGES, QUERIES, RESPONSES, DEAD_LETTERS = "discord-messages", "bot-queries", "bot-responses", "dead-letters"
 KEYS = 200
 SLEEP = b"sleep"
-"""The beginning of a value whose handler takes 30 s."""
+"""If the value of a record begins with this text, its handler takes 30 s."""
 
 
 @contextmanager
@@ -181,5 +181,5 @@ def a_response() -> BotResponse:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Return the value below which ``percent`` of ``values`` lie, interpolated."""
+    """Return the value below which ``percent`` percent of ``values`` lie, interpolated."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

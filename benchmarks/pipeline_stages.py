@@ -29,8 +29,8 @@ _BEGUN, _ENDED, _COMMITTED, _ID = "begun_ns", "ended_ns", "committed_ns", "query
 def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> list[Figure]:
     """Return p50 and p99 of each stage in milliseconds.
 
-    ``notes`` is the file of the processor. ``sent_ns`` and ``seen_ns`` are the times when each question was sent and
-    its response was read, by query id.
+    ``notes`` is the file that the processor wrote. ``sent_ns`` and ``seen_ns`` are the times when each question was
+    sent and when its response was read, by query id.
     """
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for line in notes.read_text(encoding="utf-8").splitlines():

@@ -1,9 +1,9 @@
 """Quality of retrieval, against the committed baseline: `make eval`.
 
 ``python -m benchmarks.quality [--data FOLDER] [--write] [--json]`` starts PostgreSQL and Chroma. It measures the sample
-chat and, if FOLDER is given, the chat in its ``exports/*.json`` with the questions in its ``questions.jsonl``. The
-model is in RTFM_EMBEDDING_MODEL_DIR or, if that is not set, was fetched to RTFM_HOME. Without a model, only lexical
-search is measured.
+chat. If FOLDER is given, it also measures the chat in FOLDER/exports/*.json with the questions in
+FOLDER/questions.jsonl. The embedding model is the one in RTFM_EMBEDDING_MODEL_DIR or, if that is not set, the one that
+was fetched to RTFM_HOME. Without an embedding model, only keyword search is measured.
 
 The benchmark fails if a figure is more than a point (0.01) below ``quality.json``. The figure ``rejected`` is the share
 of sixty off-topic questions for which nothing is found. ``kept`` is the share of answerable questions for which

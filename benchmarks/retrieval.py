@@ -4,8 +4,8 @@
 Chroma has no filter. The figures are medians and 95th percentiles. The time to embed a question is reported separately.
 
 Vectors and texts are synthetic, in 200 channels, with six messages in a passage. A passage has 40 words and a question
-9. The frequency of the n-th most frequent word is proportional to 1/(n+10), as was measured on public help chat without
-stop words. Loading a million messages takes half an hour.
+has 9. The frequency of the n-th most frequent word is proportional to 1/(n+10), as was measured on public help chat
+without stop words. Loading a million messages takes half an hour.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, synthe
                 copy.write_row((guild, word, count))
         connection.execute("INSERT INTO corpora VALUES (%s, %s, %s)", (guild, passages, passages * PASSAGE_TERMS))
         connection.execute("INSERT INTO floors VALUES (%s, 'hybrid', 0, %s)", (guild, passages))
-        # Otherwise autovacuum would do this within a minute.
+        # Otherwise autovacuum would do this within a minute, possibly during the searches.
         connection.execute("VACUUM ANALYZE")
 
 
@@ -192,7 +192,7 @@ def measure_searches(
     synthetic: SyntheticEmbedding,
     smallest_p95: dict[str, float],
 ) -> list[Figure]:
-    """Measure hybrid and lexical searches with some of the channels visible, in turn with a plain query to Chroma."""
+    """Measure hybrid and keyword searches with some of the channels visible, in turn with a plain query to Chroma."""
     searches = {f"{count} of {CHANNELS} channels": (Retriever(archive, vectors, synthetic), count) for count in VISIBLE}
     searches[f"{VISIBLE[-1]} of {CHANNELS} channels, lexical"] = (Retriever(archive, vectors, None), VISIBLE[-1])
     rng = random.Random(3)

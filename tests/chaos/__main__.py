@@ -1,16 +1,18 @@
-"""``make chaos SECONDS=… SEED=…``: prove that nothing is lost and nothing is done twice.
+"""``make chaos SECONDS=… SEED=…``: test that nothing is lost and nothing is done twice.
 
-Processors answer questions and archive messages, with real services on this machine. Only Gemini is a fake. Meanwhile
-the run
+Processors answer questions and archive messages. Their dependencies are real and run on this machine. Only Gemini is a
+fake. Meanwhile the run
 
 - kills processors, also inside open transactions, and freezes them
 - adds and removes processors
-- kills and restarts Kafka, the registry, PostgreSQL and Chroma
-- disturbs the network between the processors and each service.
+- kills and restarts Kafka, the registry, PostgreSQL and Chroma, and freezes Kafka
+- disturbs the network between the processors and these dependencies.
 
-At the end, the run accounts for every record. Its last line of output is the account as JSON. The exit code is 0 if the
-run is right, 1 if it is wrong, failed or did not finish in time, and 2 if it cannot be judged or cannot start. After a
-signal it is 128 plus the number of the signal.
+At the end, the run prints its account. The account is one line of JSON with the parameters of the run, the numbers of
+records that were sent, what became of these records, and the verdict.
+
+The exit code is 0 if the run is right, 1 if it is wrong, failed, did not settle or did not finish in time, and 2 if it
+cannot be judged or cannot start. After a signal, the exit code is 128 plus the number of the signal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The actions of a chaos run: faults of its workers and services, in random order.
+"""The actions of a chaos run: faults of its workers and of their dependencies, in random order.
 
 Each kind of action is done once before any kind is repeated.
 """
@@ -28,7 +28,7 @@ from tests.streams import QUERIES, RESPONSES
 
 MAX_WORKERS = 4
 STARTS = 3
-"""Attempts to restart a service that was killed."""
+"""The largest number of attempts to restart a dependency that was killed."""
 
 SERVICES = ("kafka", "schema-registry", "postgres", "chroma")
 
@@ -37,9 +37,9 @@ SERVICES = ("kafka", "schema-registry", "postgres", "chroma")
 class Action:
     """A kind of action.
 
-    ``target`` chooses the worker or service to act on; it returns None if the action is impossible now, and an empty
-    text if the action chooses by itself. ``do`` acts on the target and returns a description of what it did, or None if
-    it did nothing.
+    ``target`` chooses the worker or dependency to act on. It returns None if the action is impossible now, and an empty
+    text if ``do`` chooses the target. ``do`` acts on the target. It returns a description of what it did, or None if it
+    did nothing.
     """
 
     target: Callable[[], str | None]
@@ -64,7 +64,7 @@ class Chaos:
         """Configure the actions.
 
         ``pause_s`` is the shortest and the longest pause between two actions, in seconds. ``spared`` are the names of
-        workers that no action touches. ``faults`` are additional actions.
+        workers that are never chosen for an action. ``faults`` are additional actions.
         """
         self._settings = settings
         self._stack = stack
@@ -94,7 +94,7 @@ class Chaos:
     def run(self, seconds: float, *, latest_s: float) -> None:
         """Perform actions for ``seconds``, and longer if some kind of action has not been done yet.
 
-        At the time ``latest_s`` of the monotonic clock, stop in any case.
+        After the time ``latest_s`` of the monotonic clock, no further action begins.
         """
         deck = self._random.sample(sorted(self.actions), len(self.actions))
         until_s = time.monotonic() + seconds

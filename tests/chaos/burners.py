@@ -1,4 +1,4 @@
-"""Busy processes that run alongside a chaos run and compete with it for the machine's processors."""
+"""Busy processes that compete with a chaos run for the CPUs of the machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# A busy process ends when its standard input is closed. This happens when its parent ends, even by kill -9.
+# A busy process ends when its standard input is closed. The input is closed when its parent ends, even by kill -9.
 _BURN = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()

@@ -34,10 +34,10 @@ _REPLICATED = {
 
 
 class Cluster:
-    """Three brokers with the numbers 1 to 3. Each is also a controller."""
+    """Three brokers with the numbers 1 to 3. Each broker is also a controller."""
 
     def __init__(self, home: Path, proxies: ExitStack) -> None:
-        """Open the proxies on the stack ``proxies``, and prepare brokers with data below ``home``."""
+        """Open the proxies, which ``proxies`` will close. The brokers will keep their data below ``home``."""
         kinds = ("kafka", "kafka-controller")
         numbers = range(1, BROKERS + 1)
         ports = services.free_ports(f"{kind} {number} {end}" for kind in kinds for number in numbers for end in "io")
@@ -120,7 +120,7 @@ class Cluster:
         eventually(lambda: self._check_state(lambda brokers, short: brokers == BROKERS and not short), timeout_s=180)
 
     def wait_missed(self, number: int) -> None:
-        """Wait until the other brokers have removed broker ``number`` from the cluster."""
+        """Wait until the other brokers have removed broker ``number`` from the cluster and the in-sync replicas."""
 
         def missed(brokers: int, short: list[str]) -> bool:
             return (
@@ -135,7 +135,7 @@ class Cluster:
         """Return the result of ``check``, called with the number of brokers and the under-replicated partitions."""
         try:
             return check(*self._state())
-        except KafkaException:  # no broker answers
+        except KafkaException:  # no broker responds
             return False
 
     def _state(self) -> tuple[int, list[str]]:
@@ -154,7 +154,7 @@ class Cluster:
         try:
             brokers, short = self._state()
         except KafkaException as exc:
-            return f"no broker answers: {exc}"
+            return f"no broker responds: {exc}"
         return "\n".join([f"{brokers} brokers; under-replicated partitions: {len(short)}", *short])
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ def _is_of_broker(client: str, number: int) -> bool:
 
 @contextmanager
 def three_brokers(settings: Settings) -> Iterator[tuple[Cluster, Settings]]:
-    """Run a cluster. Yield the cluster, and ``settings`` with its address and with three replicas of every topic."""
+    """Run a cluster. Yield it, and ``settings`` with the cluster's address and with three replicas of every topic."""
     with stack_home() as home, ExitStack() as proxies:
         cluster = Cluster(home, proxies)
         try:

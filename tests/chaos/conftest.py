@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.fleet import Fleet
 
 LOG_CHARACTERS = 20_000
-"""A report contains this many characters from the end of each fleet's log."""
+"""A report contains at most this many characters from the end of each fleet's log."""
 
 _FLEETS = pytest.StashKey[list[Fleet]]()
 

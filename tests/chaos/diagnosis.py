@@ -22,8 +22,8 @@ def diagnosis(
 ) -> list[str]:
     """Return lines with the state and the positions of each group, and the last warnings in each log.
 
-    The services must still run. ``servers`` are Kafka's own addresses, not those of a proxy. ``groups`` maps each topic
-    to the group that reads it. ``wait_s`` is the timeout of each request.
+    Kafka must still run. ``servers`` are Kafka's own addresses, not those of a proxy. ``groups`` maps each topic to the
+    group that reads it. ``wait_s`` is the timeout of each request.
     """
 
     def of_group(topic: str) -> str:

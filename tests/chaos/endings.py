@@ -27,11 +27,11 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def endings(folder: Path, limit_s: float) -> Iterator[None]:
-    """Raise Interrupted at the first signal, and OutOfTime after ``limit_s``, while the block runs.
+    """Raise Interrupted at the first of INTERRUPTS, and OutOfTime after ``limit_s``, while the block runs.
 
-    Before the exception, every process whose working folder is below ``folder`` is killed, so that the run does not
-    wait for it. Later signals are ignored: `make` and `timeout` send a signal to a process and to its group, so the
-    process gets it twice.
+    Before the exception, all processes in working folders at or below ``folder`` are killed, so that the run does not
+    wait for them. Later signals of INTERRUPTS are ignored: `make` and `timeout` send a signal to a process and to its
+    group, so the process gets the signal twice.
     """
     received: list[int] = []
 

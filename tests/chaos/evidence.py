@@ -1,4 +1,4 @@
-"""Collects the evidence of a run when it ends, and gets the verdict on it.
+"""Collects the evidence of a run when the run ends, and gets the verdict on the run.
 
 The evidence consists of the records that a plain consumer reads, the rows of the archive, Kafka's data and the logs.
 """
@@ -23,10 +23,10 @@ from tests.conftest import CHECKOUT
 
 JUDGE = "tests.judge"
 VERDICT = "verdict.json"
-"""The file that the judge writes into the folder of the run."""
+"""The name of the file that the judge writes into the folder of the run."""
 READER = "plain"
 _POLL_S = 10.0
-"""If a broker sends nothing for this long, it counts as down."""
+"""If a broker sends nothing for this long, the broker counts as down."""
 
 
 def write_seen(settings: Settings, history: History, topics: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def write_archived(settings: Settings, history: History) -> None:
 
 
 def keep_services(home: Path, history: History) -> None:
-    """Move Kafka's data and the services' logs from ``home`` to the run's folder. The services must have ended."""
+    """Move Kafka's data and the logs of the dependencies from ``home`` to the run's folder. They must have ended."""
     with suppress(FileNotFoundError):
         shutil.move(home / "data" / "kafka" / "log", history.kafka)
     for path in sorted((home / "log").glob("*.log*")):
@@ -80,7 +80,7 @@ def keep_services(home: Path, history: History) -> None:
 def judge(folder: Path, timeout_s: float) -> int:
     """Run the judge and return its exit code: 0 right, 1 wrong, 2 not judged.
 
-    A judge that ends without a verdict, for example because of a missing package, has not judged the run.
+    If the judge ends without a verdict, for example because of a missing package, the exit code is 2.
     """
     command = [sys.executable, "-m", JUDGE, str(folder.absolute())]
     try:
@@ -94,7 +94,7 @@ def judge(folder: Path, timeout_s: float) -> int:
 def verdict(*, wrong: bool, settled: bool, judged: int) -> str:
     """Return the verdict on a run.
 
-    ``wrong`` says whether the run's own account found an error. ``judged`` is the judge's exit code.
+    ``wrong`` says whether the run's own account found an error. ``judged`` is the exit code that ``judge`` returned.
     """
     if wrong or judged == 1:
         return "wrong"

@@ -4,9 +4,9 @@ The output consists of
 
 - the question's record
 - every response, with its transaction
-- the positions that the group committed for the question's partition, and which worker committed each
-- the actions and the starts of workers around these times
-- the log lines of the workers at these times.
+- the positions that the group committed for the question's partition, and which worker committed each of them
+- the actions and the starts and ends of workers, around the times of the question, the responses and these positions
+- lines from the logs of the workers around the same times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POSITIONS_SHOWN = 3
 """This many positions before and after each entry of the timeline are shown."""
 
 AROUND_MS = 5_000
-"""Actions are shown from this long before the first entry of the timeline until this long after the last."""
+"""The timeline shows actions from this long before its first record or position to this long after its last."""
 
 LOG_AROUND_MS, LOG_LINES = 2_000, 60
 _WARNING_LEVELS = ("warning", "error", "critical")
@@ -106,7 +106,7 @@ class Story:
         )
 
     def _producer(self, record: Record) -> str:
-        """Return the producer of a record as text: its id and epoch, and its transactional id if that is known."""
+        """Return the producer of a record as text: its id and epoch and, if it is known, its transactional id."""
         number, epoch = record.batch.producer_id, record.batch.producer_epoch
         name = self._names.get(number)
         return f"producer {number} epoch {epoch}" + (f" ({name})" if name else "")
@@ -117,7 +117,7 @@ class Story:
         return self._run.positions.get((self._run.begin.groups["answer"], batch.topic, batch.partition), [])
 
     def _state_changes(self) -> Iterator[TimelineEntry]:
-        """Yield an entry for each position that made the question finished, or unfinished again."""
+        """Yield an entry for each committed position by which the question became finished, or unfinished again."""
         assert self._query is not None
         was = False
         for position in self._committed():
@@ -204,7 +204,7 @@ def producer_names(data: Path) -> dict[int, str]:
 
 
 def find_wrong_question(run: LoadedRun) -> str | None:
-    """Return the id of a question with several responses, or of a question without a response, or None."""
+    """Return the id of a question with several responses, or else of one without a response, or else None."""
     twice = (query_id for query_id, events in run.responses.items() if len(events) > 1)
     missing = (query_id for query_id in run.history.asked if query_id not in run.responses)
     return next(twice, None) or next(missing, None)
@@ -258,7 +258,7 @@ def main() -> int:
         prog="make chaos-explain", description="Explain what happened to one question of a kept run."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that `make chaos` kept")
-    parser.add_argument("--id", help="id of the question; default: one with two answers, or with none")
+    parser.add_argument("--id", help="id of the question; default: a question with several responses, or with none")
     options = parser.parse_args()
     try:
         run = load(options.folder)

@@ -1,6 +1,6 @@
-"""The actions of a run that disturb the network between its workers and a service, or freeze Kafka.
+"""The actions of a run that disturb the network between its workers and a dependency, or that freeze Kafka.
 
-The workers connect to each service through a proxy. The load and the observers of the run connect directly.
+The workers connect to each dependency through a proxy. The load and the observers of the run connect directly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DELAYED_APIS = (Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api
 
 @frozen
 class Network:
-    """A proxy for each service. ``ports`` are the ports at which the services must listen."""
+    """A proxy for each dependency. ``ports`` are the ports at which the dependencies must listen."""
 
     ports: Mapping[str, int]
     proxies: Mapping[str, Proxy]
@@ -39,9 +39,9 @@ class Network:
 
     @classmethod
     def plan(cls) -> Self:
-        """Choose free ports for the services and their proxies.
+        """Choose free ports for the dependencies and their proxies.
 
-        The proxies listen while the network is entered as a context manager. The services can be started later.
+        The proxies listen while the network is entered as a context manager. The dependencies can be started later.
         """
         ports = free_ports([*DEFAULT_PORTS, "proxied", *(f"{service} proxy" for service in SERVICES)])
         proxies: dict[str, Proxy] = {
@@ -112,7 +112,7 @@ class Faults:
         }
 
     def _next(self, action: str) -> str:
-        """Return the next service for ``action``. All services are used in random order before one is used again."""
+        """Return the dependency for the next ``action``. Each is used once, in random order, before any is repeated."""
         turns = self._turns.setdefault(action, [])
         if not turns:
             turns += self._random.sample(SERVICES, len(SERVICES))
@@ -129,7 +129,7 @@ class Faults:
         latency_s, seconds = self._random.uniform(0.5, 4), self._random.uniform(3, 8)
         self._network.proxies[service].set_conditions(down=Conditions(latency_s=latency_s))
         self._wait_and_heal(service, seconds)
-        return f"delayed the answers of {service} by {latency_s:.1f} s for {seconds:.1f} s"
+        return f"delayed the responses of {service} by {latency_s:.1f} s for {seconds:.1f} s"
 
     def _reset(self, service: str) -> str:
         times = self._random.randint(1, 8)

@@ -27,7 +27,10 @@ WORKER = (sys.executable, "-m", "tests.chaos.worker")
 
 
 Note = Callable[[str, int, int | None], None]
-"""A function that is called when a worker starts or ends, with its name, process id and exit code (None at a start)."""
+"""A function that is called at each start and end of a worker.
+
+It gets the name, the process id and the exit code of the worker. At a start, the exit code is None.
+"""
 
 
 @frozen
@@ -41,9 +44,9 @@ class _RunningWorker:
 class Fleet:
     """A set of worker processes. The name of a worker is its RTFM_INSTANCE_ID.
 
-    A worker is started in ``folder`` with ``command``, by default tests.chaos.worker, and ``arguments``. Its standard
-    error is appended to the file ``log``. If ``logs`` is given, each start of a worker has its own file in that folder.
-    ``note`` is called at each start and end of a worker.
+    A worker runs ``command`` with ``arguments`` in the working folder ``folder``. The default command is
+    tests.chaos.worker. The standard error of all workers is appended to the file ``log``. If ``logs`` is given, each
+    start of a worker has its own file in that folder instead. ``note`` is called at each start and end of a worker.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Fleet:
     def end(self, name: str) -> int:
         """End a worker with SIGTERM and return its exit code.
 
-        A worker that was just started first gets time to install its handler of SIGTERM.
+        If the worker is one of tests.chaos.worker and was just started, wait first until it handles SIGTERM.
         """
         if self._is_worker:
             eventually(lambda: self.has_ended(name) or self._count_listening(name) > self._listening_before[name])
@@ -164,7 +167,7 @@ class Fleet:
 class AnswerAccount:
     """The numbers of missing, duplicated and out-of-order answers to a test's messages.
 
-    All are zero if nothing is wrong.
+    All numbers are zero if nothing is wrong.
     """
 
     missing: int
@@ -204,9 +207,9 @@ def messages_for(settings: Settings, count: int, first: int = 0) -> list[Discord
 class Feed:
     """Sends records continuously, in its own thread, while it is entered as a context manager.
 
-    A test can then wait for a state that only occurs while records are processed. ``send`` is called with the number of
-    each record, counted from 0. ``count`` is how many records were sent. The feed sends a few hundred records a second.
-    This is less than a worker can handle, so no backlog builds up.
+    So a test can wait for a state that only occurs while records are processed. ``send`` is called with the number of
+    each record, counted from 0. ``count`` is how many records were sent. The feed sends at most 250 records a second,
+    so that workers can keep up.
     """
 
     def __init__(self, settings: Settings, send: Callable[[EventProducer, int], None]) -> None:

@@ -1,8 +1,8 @@
 """Produces invalid records, as a stranger with write access to the topics could.
 
 A record that cannot be decoded, or a message that breaks a rule, must become exactly one dead letter. A question that
-breaks a rule must get exactly one response, which refuses it. Before a record is sent, the history names it: a question
-by a line "asked", any other record by a line "forged" with its key.
+breaks a rule must get exactly one response, which refuses the question. Before a record is sent, a line of the history
+names it. The line is "asked" for a question that can be decoded, and "forged", with the key, for any other record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.streams import MESSAGES, QUERIES
 _UNKNOWN_SCHEMA = 999_999
 _HOUR_MS = 3_600_000
 _QUESTIONS = 0.3
-"""Share of the records that are questions which can be decoded and break a rule."""
+"""This share of the records are questions that can be decoded and break a rule."""
 
 
 class Forger:
@@ -57,7 +57,7 @@ class Forger:
         """The keys of the records that must become dead letters."""
 
     def forge(self) -> tuple[str, str | None]:
-        """Produce one record. Return its topic, and the id if it is a question that must be refused, otherwise None."""
+        """Produce one record. Return its topic and, if it is a question that must be refused, the question's id."""
         if self._chance.random() < _QUESTIONS:
             query_id = f"r{self._questions}"
             self._questions += 1

@@ -1,8 +1,9 @@
 """Ends the processes of a run and removes its folder, even if the run was killed and cannot do this itself.
 
-``python -m tests.chaos.guard FOLDER`` waits until its standard input is closed. This happens when the run ends, even by
-``kill -9``. Then it kills every process whose working folder is FOLDER or below: all services, workers and busy
-processes of the run. The guard has its own session, so that a signal to the run's process group does not reach it.
+``python -m tests.chaos.guard FOLDER`` waits until its standard input is closed. The input is closed when the run ends,
+even by ``kill -9``. Then the guard kills every process whose working folder is FOLDER or below: the workers, their
+dependencies and the busy processes. At last, it removes FOLDER. The guard has its own session, so that a signal to the
+run's process group does not reach the guard.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from pathlib import Path
 
 import psutil
 
-CHECKOUT = Path(__file__).parents[2]  # not imported from tests.conftest, because importing that takes long
+CHECKOUT = Path(__file__).parents[2]  # tests.conftest has this constant, too, but importing it takes long
 
 CLEAR_S = 1.0
-"""The folder is removed when no process was found for this long. A process may start another just before its end."""
+"""The folder is removed when no process was found for this long.
+
+A process may start another process just before it is killed. The guard finds the new process during this time.
+"""
 
 LIMIT_S = 30.0
-"""The folder is removed after this time in any case."""
+"""After this time, the folder is removed even if processes are still found."""
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:
@@ -47,7 +51,7 @@ def kill_below(folder: Path) -> None:
 
 @contextmanager
 def guard_folder(folder: Path) -> Iterator[None]:
-    """When the block or this process ends, kill the processes below ``folder`` and remove it."""
+    """When the block or this process ends, kill the processes below ``folder`` and remove the folder."""
     guard = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.guard", str(folder)],
         stdin=subprocess.PIPE,

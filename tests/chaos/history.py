@@ -1,8 +1,8 @@
 """The history of a run: a file of JSON lines, each with a time and an event.
 
 Events are, for example, a question that was asked, an acknowledgement, an action, or a record that a reader got. The
-history is in the run's folder as ``history.jsonl``. The folder also has ``logs/`` and, after the run, ``kafka/``. One
-folder holds one run. ``tests.judge`` and ``tests.chaos.explain`` read these files.
+history is the file ``history.jsonl`` in the run's folder. The folder also contains ``logs/`` and, after the run,
+``kafka/``. One folder holds one run. ``tests.judge`` and ``tests.chaos.explain`` read these files.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class History:
 
     @property
     def logs(self) -> Path:
-        """The folder of the logs. It has one file for each start of a worker and for each service."""
+        """The folder of the logs: a file for each start of a worker and, after the run, logs of the dependencies."""
         return self.folder / "logs"
 
     @property

@@ -17,7 +17,7 @@ from attrs import define, field
 
 from tests.network import Link, Proxy, reset_socket
 
-_LATE_ANSWER_S = 5.0  # how long to wait for the broker's answer to a late request
+_LATE_ANSWER_S = 5.0  # how long to wait for the broker's response to a late request
 
 
 class Api(IntEnum):
@@ -39,7 +39,7 @@ def api_of(request: bytes) -> int:
 
 
 def client_of(request: bytes) -> str:
-    """Return the client id of a request, or an empty text if it has none.
+    """Return the client id of a request, or an empty text if the request has none.
 
     The client id follows the length, API key, version and correlation id. Its own length precedes it, or -1 if there is
     no client id.
@@ -65,7 +65,8 @@ class LateRequest:
     The proxy holds back the first request that ``picks`` accepts. It resets the connection to the client, so that the
     client continues on other connections. The connection to the broker stays open. Among the client's later requests,
     the proxy counts those that ``until`` accepts. It delivers the late request just before number ``overtaken`` of
-    them, but at the latest after ``at_most_s``. ``delivered`` is set when the broker has answered the late request.
+    them, but at the latest after ``at_most_s``. ``delivered`` is set when the broker has responded to the late request,
+    or if the broker does not respond within a few seconds.
     """
 
     picks: Callable[[bytes], bool]
@@ -73,9 +74,9 @@ class LateRequest:
     overtaken: int = 1
     at_most_s: float = 30.0
     client: str | None = field(default=None, init=False)
-    """The client id of the late request, once a request is held back."""
+    """The client id of the request that is held back. None if no request was held back yet."""
     answer: bytes = field(default=b"", init=False)
-    """The broker's answer to the late request."""
+    """The broker's response to the late request."""
     delivered: threading.Event = field(factory=threading.Event, init=False)
     due: asyncio.Event = field(factory=asyncio.Event, init=False)
     done: asyncio.Event = field(factory=asyncio.Event, init=False)
@@ -93,7 +94,7 @@ class KafkaProxy(Proxy):
         self._on_loop(self._set(_late=request))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        """Read a whole request or answer. Return nothing if the connection was closed."""
+        """Read a whole request or response. Return nothing if the connection was closed."""
         try:
             length = await reader.readexactly(4)
             return length + await reader.readexactly(int.from_bytes(length))

@@ -1,7 +1,8 @@
-"""Produces questions and messages for ``make chaos``, and checks at the end of the run what became of them.
+"""Produces questions and messages for ``make chaos``. At the end of a run, ``account`` checks what became of them.
 
-The content of questions and messages follows from a seed. Messages are created, edited and deleted in a few channels of
-one guild. Questions ask about the content of messages. The load keeps a list of everything that it produced.
+The content of questions and messages follows from a seed. The messages are in a few channels of one guild, and some of
+them are edited or deleted later. The questions ask about the content of these messages. The load also produces invalid
+records. It remembers the questions, the last change of each message, and the keys of the invalid records.
 """
 
 from __future__ import annotations
@@ -46,17 +47,23 @@ PLACES = [
     PRIVATE_THREAD,
 ]
 LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
-"""The channels that a question may list as visible. Public threads and posts are visible through their parents."""
+"""The channels that a question may list as visible. A public thread or a forum post is visible if its parent is."""
 
 SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
-"""One of these numbers, chosen at random, is how many channels of LISTED a question lists."""
+"""For each question, one of these numbers is chosen at random. The question lists this many channels of LISTED."""
 
 FORGED = "forged"
 FORGED_PER_S = 0.5
-"""The rate of invalid records does not depend on the load's rates. At the usual rates, it is about 2 in 100 records."""
+"""This many invalid records per second are sent on average, at any rate of the load.
+
+At the usual rates, about 2 in 100 records are invalid.
+"""
 
 FIRST_MESSAGES = 120
-"""About this many messages are sent before the first worker starts. Their archiving shows how fast the machine is."""
+"""At most this many changes of messages are sent before the first worker starts.
+
+The speed at which the workers archive these messages shows how fast the machine is.
+"""
 
 
 class Load:
@@ -112,20 +119,20 @@ class Load:
         self._thread.start()
 
     def set_share(self, topic: str, share: float) -> None:
-        """From now on, send to ``topic`` at this share of its rate."""
+        """From now on, send to ``topic`` at ``share`` times its full rate."""
         self._shares[topic] = share
 
     def stop(self, timeout_s: float) -> None:
-        """Stop sending and wait until the brokers have all records.
+        """Stop sending, and wait up to ``timeout_s`` until the brokers have all records.
 
-        Raises Unavailable if they do not have all valid records after ``timeout_s``.
+        Raises Unavailable if the brokers lack a valid record after this time.
         """
         self._done.set()
         self._thread.join()
         if self._failure is not None:
             raise self._failure
         until_s = time.monotonic() + timeout_s
-        # In short waits, because Python handles no signals during a call of librdkafka.
+        # The waits are short, because Python handles no signals during a call of librdkafka.
         while len(self._producer) and time.monotonic() < until_s:
             time.sleep(0.1)
         self._producer.flush(1)
@@ -254,11 +261,12 @@ class Load:
 
 @frozen(kw_only=True)
 class LoadAccount:
-    """The account of a run: its results, compared with what the load produced.
+    """The part of a run's account that compares the results of the run with what the load produced.
 
-    ``forged`` counts the invalid records that must become dead letters, and ``buried`` those that did. ``dead_letters``
-    counts all other dead letters. If nothing is wrong, ``answered`` equals ``asked``, ``archived`` equals ``messages``,
-    ``buried`` equals ``forged``, and the other counts are zero. See docs/delivery.md.
+    ``forged`` counts the invalid records that must become dead letters, and ``buried`` those of them that did.
+    ``dead_letters`` counts all other dead letters. If nothing is wrong, ``answered`` equals ``asked``, ``archived``
+    equals ``messages``, ``buried`` equals ``forged``, and ``missing``, ``duplicated``, ``out_of_order`` and
+    ``dead_letters`` are zero. See docs/delivery.md.
     """
 
     asked: int
@@ -281,14 +289,14 @@ class LoadAccount:
         return done and not wrong
 
     def as_dict(self) -> dict[str, object]:
-        """Return the fields for the JSON line of the account."""
+        """Return the fields by name, for the JSON of the account."""
         return asdict(self)
 
 
 def account(settings: Settings, contracts: Contracts, load: Load) -> LoadAccount:
     """Compare the committed responses, the dead letters and the archive with what ``load`` produced.
 
-    A message counts as out of order if its state in the archive is not that of the last change that was produced.
+    A message in the archive counts as out of order if its content or its deletion is not that of its last change.
     """
     responses = [record.event for record in records(settings, contracts, RESPONSES)]
     counts = Counter(response.query_id for response in responses)

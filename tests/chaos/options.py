@@ -15,5 +15,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, default=20.0, help="messages per second; questions are sent at half this rate"
     )
     parser.add_argument("--load", type=int, default=0, help="number of busy processes alongside the run")
-    parser.add_argument("--keep", type=Path, help="keep the run in this folder, even if it is right")
+    parser.add_argument("--keep", type=Path, help="keep the files of the run in this folder, even if the run is right")
     parser.add_argument("--record", action="store_true", help="add a row to docs/chaos-runs.md")

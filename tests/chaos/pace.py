@@ -1,7 +1,8 @@
-"""Adapts the rates of a run's load, and its time limit for settling, to the speed of the machine.
+"""Adapts the rates of a run's load, and the time limit for settling, to the speed of the machine.
 
-Without this, a run would fail on a slow machine. The rates and the time limit follow from the backlog of each group:
-the number of records that are produced and not committed.
+Without this, a run would fail on a slow machine. The rates and the time limit follow from the backlog of each group.
+The backlog consists of the records that are produced and not committed, and is measured in the seconds that the group
+needs for these records.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ LEAST_SHARE = 0.05
 """The load never has less than this share of its full rates."""
 
 SETTLE_S = 60.0
-"""The time limit for settling without a backlog.
+"""If there is no backlog, this is the time limit for settling.
 
 On a slow machine, restarts, rebalances and the timeouts of killed workers' transactions can take this long.
 """
 
 NOTE_EVERY_S = 10.0
-"""The history gets a line with the rates and the lag after each interval of this length."""
+"""The history gets a line with the rates and the lag about once in this time."""
 
 SETTLE_FACTOR = 3.0
 """The time limit for settling grows by this factor times the backlog."""
@@ -60,7 +61,7 @@ class BacklogReading:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds until the backlog is committed, at the recent rate of commits."""
+        """Seconds until the backlog is committed, at the recent rate of commits. FULL_S if this rate is 0."""
         left = self.produced - self.committed
         return left / self.per_s if left > 0 and self.per_s > 0 else float(left > 0) * FULL_S
 
@@ -75,11 +76,11 @@ class Follower:
         self._seen: deque[tuple[float, int]] = deque()
 
     def committed(self) -> int:
-        """Return how many records the group has committed. Raises RtfmError if Kafka does not answer."""
+        """Return how many records the group has committed. Raises RtfmError if Kafka does not respond."""
         return sum(self._progress.committed_offsets(self.topic, range(PARTITIONS)).values())
 
     def read(self, produced: int) -> BacklogReading:
-        """Measure the topic, of which ``produced`` records were sent. Raises RtfmError if Kafka does not answer."""
+        """Measure the topic, of which ``produced`` records were sent. Raises RtfmError if Kafka does not respond."""
         committed, now_s = self.committed(), self._clock()
         if not committed:
             self._seen.clear()  # the time until the workers have started does not count
@@ -129,7 +130,7 @@ class Pace:
         return sum(self._shares) / len(self._shares) if self._shares else 1.0
 
     def stop(self) -> None:
-        """Stop the thread, and take a last reading if Kafka answers."""
+        """Stop the thread, and take a last reading if Kafka responds."""
         self._ticker.stop()
         with suppress(RtfmError):
             self._read()
@@ -141,7 +142,7 @@ class Pace:
     def _set_rates(self) -> None:
         try:
             self._read()
-        except RtfmError:  # Kafka is down; all records that are sent now would arrive at once when it is back
+        except RtfmError:  # Kafka is down; all records that are sent now would arrive at once when Kafka is back
             shares = {follower.topic: LEAST_SHARE for follower in self.followers}
         else:
             self._measure(self.readings[self._ingest.topic].committed)
@@ -156,7 +157,7 @@ class Pace:
             self._history.write("measured", share=round(min(shares.values()), 2), **rates, **lag)
 
     def _measure(self, committed: int) -> None:
-        """Once all of the first messages are archived, note how fast that was."""
+        """Once all of the first messages are archived, note how many were archived per second."""
         if self.measured_per_s is not None or not committed:
             return
         now_s = time.monotonic()

@@ -15,7 +15,7 @@ COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#d
 WIDTH, HEIGHT = 960, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 8, 10, 26
 MOST_POINTS = 600
-"""The most points of a line in a chart. More would not be visible and would make the page larger."""
+"""A line in a chart has at most this many points. More would not be visible and would make the page larger."""
 
 Point = tuple[float, float]
 
@@ -39,7 +39,7 @@ class Series:
 def page(title: str, line: Mapping[str, object], samples: Sequence[Sample], grown: Mapping[str, Growth]) -> str:
     """Return the HTML page for a soak.
 
-    ``line`` is its account. ``grown`` is the growth of each process.
+    ``line`` is the account of the soak. ``grown`` is the growth of each process.
     """
     verdict = str(line["verdict"])
     parts = [
@@ -137,7 +137,7 @@ def _chart(title: str, series: Sequence[Series]) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most ``most`` of ``points``. Of each group of neighbours, the highest is kept, so no peak is lost."""
+    """Return at most ``most`` of ``points``. Of each group of neighbours, the highest stays. So no peak is lost."""
     if len(points) <= most:
         return list(points)
     edges = [round(number * len(points) / most) for number in range(most + 1)]

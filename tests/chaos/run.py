@@ -1,7 +1,8 @@
 """One run of ``make chaos``, from the start of the services to the verdict.
 
-The module decides the order of the phases and the time limit of each. A run always ends within ``Plan.limit_s``. An
-interrupted run leaves no process and no folder behind, except a folder given by ``Plan.keep``.
+The module decides the order of the phases and the time limit of each phase. If a run has not finished shortly before
+``Plan.limit_s``, an exception ends it. An interrupted run leaves no process and no folder behind, except a folder given
+by ``Plan.keep``.
 """
 
 from __future__ import annotations
@@ -49,19 +50,22 @@ from tests.streams import MESSAGES, QUERIES, RESPONSES
 INGEST_GROUP, ANSWER_GROUP = catalogues.load().group(MESSAGES), catalogues.load().group(QUERIES)
 
 ENDING_S = 35.0
-"""Time that is reserved for the phases after settling: end the workers, account, stop the services, judge."""
+"""This many seconds are reserved for the phases after settling.
+
+These phases end the workers, compare the results with what was sent, stop the dependencies, and judge the run.
+"""
 
 TEARDOWN_S = 15.0
-"""Time that is reserved for removing everything after the time limit."""
+"""This many seconds before ``Plan.limit_s``, the run is ended, so that its processes and folders can be removed."""
 
 SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
-"""The share of its time limit that a run reserves for settling, and the most seconds that it reserves.
+"""A run reserves the share SETTLE_SHARE of its time limit for settling, but at most SETTLE_KEPT_S.
 
-An action that is still running when this time begins takes away a part of it.
+If an action still runs when the reserved time begins, less time is left for settling.
 """
 
 SLOW_SHARE = 0.5
-"""A run is slow if its load had on average less than this share of its full rates."""
+"""A run is marked as slow if the average rates of its load were below this share of the full rates."""
 
 
 @frozen(kw_only=True)
@@ -91,7 +95,7 @@ class Plan:
 
     @property
     def limit_s(self) -> float:
-        """The number of seconds within which the run ends."""
+        """The run must end within this number of seconds."""
         return self.seconds * 2 + 120
 
 
@@ -204,10 +208,10 @@ class _ChaosRun:
         self._open.close()
 
     def do(self, beside: Beside | None) -> None:
-        """Run all phases, up to the account in ``line``."""
+        """Run all phases until the results are known and in ``line``. Only the verdict is missing then."""
         plan = self._plan
         gemini = self._open.enter_context(FakeGemini(keep_requests=False))
-        # Some answers of the model are slow, so that some workers are killed while they wait for one.
+        # Some responses of the model are slow, so that some workers are killed while they wait for a response.
         late, prompt = fakes.slow(3), fakes.Fault()
         calls = round(plan.questions_per_s * plan.limit_s)
         gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
@@ -254,7 +258,7 @@ class _ChaosRun:
         self._account(scene, contracts, load, chaos)
 
     def _act(self, scene: Scene, load: Load, chaos: Chaos) -> None:
-        """Send the load and perform the actions. At the end, all records are sent and all services run."""
+        """Send the load and perform the actions. At the end, all records are sent and all dependencies run."""
         load.say(FIRST_MESSAGES)
         chaos.begin(self._plan.workers)
         load.start()
@@ -379,7 +383,7 @@ def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:
     topics = TopicAdmin(scene.settings, catalogues.load())
     until_s = time.monotonic() + limit_s
     printed_s = 0.0
-    state = "Kafka did not answer"
+    state = "Kafka did not respond"
     while time.monotonic() < until_s:
         chaos.revive()
         try:

@@ -1,4 +1,4 @@
-"""Measures the resources that a run's processes and folders use, and how fast this grows."""
+"""Measures the resources that a run's processes and folders use, and how fast this use grows."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LEAST_SAMPLES = 5
 class Use:
     """The resources that a process and its children use.
 
-    ``memory_mb`` is resident memory. Memory that the children share counts only for the parent. ``handles`` are open
-    file handles.
+    ``memory_mb`` is resident memory. Of a child, memory that it shares with other processes does not count. ``handles``
+    is the number of open file handles.
     """
 
     pid: int
@@ -61,7 +61,7 @@ class Sample:
 class Growth:
     """The growth of one process per hour, without its warm-up.
 
-    If the process was restarted, only the longest time between two starts counts.
+    If the process was restarted, only the longest time that it ran without a restart counts.
     """
 
     lived_s: float
@@ -103,7 +103,7 @@ class Sampler:
         self._scene.history.write("sample", **asdict(sample))
 
     def _services(self) -> dict[str, int]:
-        # LocalStack.status() is not used, because it sends a request to each service.
+        # LocalStack.status() is not used, because it sends a request to each dependency.
         noted = json.loads((self._scene.home / LOCAL_STACK_FILE).read_text(encoding="utf-8"))["services"]
         return {name: entry["pid"] for name, entry in noted.items() if "pid" in entry}
 

@@ -1,8 +1,8 @@
 """``make soak HOURS=2``: a long run with fewer faults, which measures the resources of its processes.
 
-No action touches the first worker, so that its growth is visible. The report is the page
-``.rtfm/soak/<run>/report.html``. The last line of output is the account as JSON, with the additional fields ``growth``
-and ``report``.
+No action kills or removes the first worker, so that the growth of its resources over the whole run is visible. Faults
+of the network reach this worker, too. The report is the page ``.rtfm/soak/<run>/report.html``. The last line of output
+is the account, with the additional fields ``growth`` and ``report``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPARED = "w1"
 
 
 def main() -> int:
-    """Run the command and return its exit code, which has the same meaning as that of `make chaos`."""
+    """Run the command and return the exit code. It has the same meaning as the exit code of `make chaos`."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--hours", type=float, default=2.0, help="length of the run in hours")
     parser.add_argument("--seconds", type=float, help="length of the run in seconds; replaces --hours")

@@ -1,4 +1,4 @@
-"""Adds rows to docs/chaos-runs.md, the table of runs. It is committed, so that runs of several days add up."""
+"""Adds rows to docs/chaos-runs.md, the table of runs. The table is committed, so that it collects runs of many days."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_ACTION = "revived"
 
 
 def row(line: Mapping[str, Any], date: str) -> str:
-    """Return the row for a run, given the fields of its account."""
+    """Return the row for the run with the account ``line``, with ``date`` in its first column."""
     actions = sum(count for name, count in line.get("actions", {}).items() if name != _NO_ACTION)
     slow = ", slow" if line.get("slow") else ""
     values = {
@@ -32,6 +32,6 @@ def row(line: Mapping[str, Any], date: str) -> str:
 
 
 def add(line: Mapping[str, Any], path: Path = TABLE) -> None:
-    """Append a row with today's date for a run, given the fields of its account."""
+    """Append a row with today's date for the run with the account ``line``."""
     with path.open("a", encoding="utf-8") as table:
         table.write(row(line, datetime.now(UTC).date().isoformat()) + "\n")

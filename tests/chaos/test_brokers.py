@@ -1,4 +1,4 @@
-"""Exactly once on a cluster of three brokers that are killed one after another, or of which one is cut off."""
+"""Exactly once on a cluster of three brokers: the brokers are killed one after another, or one of them is cut off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settin
     """R3: the leaders of partitions and the coordinators are killed, and the workers continue.
 
     Usually the workers continue by themselves. If a call of librdkafka does not return, the watchdog ends the worker,
-    and a supervisor restarts it.
+    and the test restarts it like a supervisor.
     """
     with three_brokers(settings) as (cluster, ours):
         topics = TopicAdmin(ours, catalogues.load())
@@ -36,14 +36,14 @@ def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settin
         eventually(lambda: not fleet.revive() and committed(ours) == len(messages), timeout_s=180)
         assert "Fenced" not in fleet.log.read_text()
         codes = [fleet.end(name) for name in fleet.names]
-        # A worker may hang in a call until now, because the other worker finished its work before the watchdog fired.
+        # A worker may still hang in a call, because the other worker handled all records before the watchdog fired.
         assert codes == [0, 0] or "a loop hangs" in fleet.log.read_text()
         assert account(ours, messages) == NOTHING_WRONG
 
 
 @pytest.mark.timeout(600)
 def test_a_broker_that_is_cut_off_loses_nothing(settings: Settings, fleets: list[Fleet]) -> None:
-    """The isolated broker still acts as leader and coordinator. When it is back, what it accepted has no effect."""
+    """The broker still acts as leader and coordinator while it is cut off. No answer is lost or repeated."""
     with three_brokers(settings) as (cluster, ours):
         topics = TopicAdmin(ours, catalogues.load())
         topics.apply(topics.plan())

@@ -101,7 +101,7 @@ def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_a
 
 
 def test_a_deadly_record_is_found_by_the_next_worker_of_its_partition(settings: Settings, fleets: list[Fleet]) -> None:
-    """R20: the worker that crashed first is not restarted. The next worker of its partition finds the record."""
+    """R20: the worker that crashed is not restarted. The next worker of its partition finds the deadly record."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 100)
     produce(settings, contracts, MESSAGES, build_message(900, channel="1", content=KILLER))

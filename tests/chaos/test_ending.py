@@ -20,7 +20,7 @@ from tests.conftest import CHECKOUT
 from tests.streams import eventually
 
 LIMIT_S = 240.0
-"""The time within which a run must end after a signal. It is long enough for a busy machine."""
+"""After a signal, a run must end within this time. It is long enough for a busy machine."""
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def await_line(run: subprocess.Popen[str], words: str) -> None:
-    """Wait until ``run`` prints ``words``. A thread reads the rest, so that a full pipe does not block the run."""
+    """Wait until ``run`` prints ``words``. A thread reads later output, so that a full pipe does not block the run."""
     assert run.stdout is not None
     said = []
     for line in run.stdout:
@@ -61,13 +61,13 @@ def await_line(run: subprocess.Popen[str], words: str) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(folder: Path, number: signal.Signals) -> None:
-    """All services, workers and busy processes end, even if the run is killed with SIGKILL."""
+    """All dependencies, workers and busy processes end, even if the run is killed with SIGKILL."""
     run = start(folder, "--load", "1")
     await_line(run, "added w2")
     children = psutil.Process(run.pid).children(recursive=True)
     names = {child.name() for child in children}
     assert {"java", "postgres"} <= names
-    assert len(processes_below(folder)) >= 7, "four services, two workers, a busy process"
+    assert len(processes_below(folder)) >= 7, "four dependencies, two workers, a busy process"
 
     run.send_signal(number)
 

@@ -36,7 +36,7 @@ def test_killed_inside_open_transactions_everything_is_answered_once(
 ) -> None:
     """R1, R2: the worker is killed between writing its output and committing it.
 
-    With the classic protocol it is a static member, so it gets its partitions back at once when it restarts.
+    With the classic protocol, the worker is a static member, so it gets its partitions back at once when it restarts.
     """
     fleets.append(fleet := Fleet(evolve(settings, kafka_group_protocol=protocol), 5, 2000, 8))
     fleet.start("one")
@@ -55,7 +55,10 @@ def test_killed_inside_open_transactions_everything_is_answered_once(
 def test_killed_at_random_with_many_unfinished_keys_everything_is_answered_once_and_in_order(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R1, R2, R14: 60,000 records, two workers killed eight times; each poison record becomes one dead letter."""
+    """R1, R2, R14: 60,000 messages and 20 poison records, and eight kills of a worker.
+
+    Each message is answered once and in order. Each poison record becomes one dead letter.
+    """
     seed = random.Random(11)
     dynamic = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 30_000)
@@ -178,8 +181,8 @@ def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fl
 def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fleets: list[Fleet]) -> None:
     """R7: handling one record takes longer than the group's poll limit, and nothing is lost.
 
-    Meanwhile, later records are finished. The metadata of the position lists them, so they are not handled again after
-    the kill.
+    Meanwhile, later records of other keys are finished. The metadata of the position lists these records, so they are
+    not handled again after the kill.
     """
     contracts = open_contracts(settings)
     impatient = evolve(settings, watchdog_s=4.0)  # polls may be 19 s apart, and the slow record takes 20
@@ -205,7 +208,7 @@ def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fl
 
 @pytest.mark.parametrize("rounds", [8, pytest.param(30, marks=pytest.mark.long)])
 def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[Fleet], rounds: int) -> None:
-    """R10, R11: every two seconds a worker starts or ends. Each ends in time with exit code 0; nothing is repeated."""
+    """R10, R11: every two seconds a worker starts or ends. A worker that ends has exit code 0. Nothing is repeated."""
     seed = random.Random(5)
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=False), 10, 10, 8))
     fleet.start("w0")

@@ -20,12 +20,12 @@ from tests.chaos.cluster import Cluster, three_brokers
 from tests.streams import eventually
 
 AWAY = 2
-"""The broker that leads the partition and is down when the transaction ends. Another broker is the coordinator."""
+"""The number of the broker that leads the partition, and that is down when the transaction ends."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Three brokers. If one is down, another is the coordinator of transactions."""
+    """Three brokers. If one of them is down, another one coordinates the transactions."""
     with three_brokers(Settings()) as (cluster, _):
         yield cluster
 

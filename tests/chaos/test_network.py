@@ -64,7 +64,7 @@ def workers(
 ) -> Iterator[Fleet]:
     """Run workers that reach Kafka through the proxy, and produce messages while the block runs.
 
-    At the end of the block, all network faults are removed. Then the workers must finish everything by themselves.
+    At the end of the block, all network faults are removed. Then the workers must answer all messages by themselves.
     """
     fleets.append(fleet := Fleet(evolve(direct, kafka_bootstrap_servers=broker.proxied, **changes), 10, 10, 16))
     for name in names:
@@ -82,7 +82,7 @@ def workers(
 
 
 def test_a_slow_network_is_only_slow(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
-    """Nothing is lost with latency and jitter, lost packets, low bandwidth, or answers that are three seconds late."""
+    """Nothing is lost with latency and jitter, lost packets, low bandwidth, or responses that come 3 s late."""
     with workers(direct, broker, fleets, "one", "two"):
         for way in (
             Conditions(latency_s=0.1, jitter_s=0.3),
@@ -111,14 +111,14 @@ def test_connections_that_are_reset_or_refused_are_restored(
 def test_requests_or_answers_that_are_held_back_longer_than_a_transaction_are_survived(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet], way: str
 ) -> None:
-    """The requests or answers are held back for 11 s, longer than the session and the transaction may last."""
+    """The requests or responses are held back for 11 s, which is longer than a session or a transaction may last."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.set_conditions(**{way: Conditions(held=True)})
         time.sleep(11)
 
 
 def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
-    """The client is not told that the connection is closed. It sends requests that are never answered."""
+    """The clients are not told that their connections are closed. The requests that they send there get no response."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.abandon()
         # While an abandoned transaction with positions is open, the broker returns no positions.
@@ -129,10 +129,10 @@ def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBro
 def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """A worker that gives up a partition is cut off longer than its session may last. The other gets all partitions.
+    """A worker is cut off in a rebalance, longer than its session may last. The other worker gets all partitions.
 
-    When the first worker is back, librdkafka does not report its old partitions as lost, and the group would accept its
-    commits.
+    When the first worker is back, librdkafka does not report the worker's old partitions as lost, and the group would
+    accept commits for them.
     """
     requests: Counter[int] = Counter()
 
@@ -172,8 +172,8 @@ def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
 ) -> None:
     """Positions that arrive late are replaced soon.
 
-    The broker accepts them because it checks only the producer's epoch. Meanwhile librdkafka has sent them again by
-    itself, so their own transaction was committed, too.
+    The broker accepts the late positions, because it checks only the producer's epoch. librdkafka has already sent the
+    same positions again by itself, so the transaction to which they belong was committed, too.
     """
     group = f"late-{what}"
     outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})

@@ -22,9 +22,9 @@ PARTITIONS = 3
 class OpenTransactions:
     """Finds the members of ``group`` that have an open transaction.
 
-    The members read the topic ``read`` and write to the topic ``written``. The records of both topics have the same
-    keys, and therefore the same partitions. So if a transaction is open in a partition of ``written``, it is a
-    transaction of the member that owns the same partition of ``read``.
+    The members read the topic ``read`` and write to the topic ``written``. An output has the key of its input, and
+    therefore the same number of partition. So an open transaction in a partition of ``written`` belongs to the member
+    that owns the partition of ``read`` with the same number.
     """
 
     def __init__(self, settings: Settings, *, group: str, read: str, written: str) -> None:
@@ -55,7 +55,7 @@ class OpenTransactions:
         return name
 
     def owners(self) -> dict[str, set[int]]:
-        """Return the name of each group member with the partitions of ``read`` that it owns."""
+        """Return the partitions of ``read`` that each group member owns, by the member's name."""
         description = self._admin.describe_consumer_groups([self._group])[self._group].result(10)
         found = {
             member.client_id.removeprefix("rtfm-"): {
@@ -96,7 +96,7 @@ class OpenTransactions:
             self._consumer.consume(10_000, 0)  # skips the records written so far
         raise AssertionError(
             f"no worker was found inside an open transaction in {timeout_s:.0f} s: looked {self._looks} times,"
-            f" {self._unknown} times the transaction was of no member of {self._group}; {fleet.status}"
+            f" {self._unknown} times the transaction belonged to no member of {self._group}; {fleet.status}"
         )
 
     def close(self) -> None:

@@ -1,8 +1,11 @@
-"""A worker of the tests in this folder. It answers every message with one response until SIGTERM.
+"""A worker for the tests in this folder. Until SIGTERM, it produces one response for each message.
 
-The command is ``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``. With a concurrency of 0, the
-worker handles batches. Settings come from the environment. A response has the message's channel as key and the
-message's id as answer. So a test can account for every message, and check the order in each channel.
+The command is ``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``. A call of the handler takes
+HANDLER_MS, and PADDING_BYTES are added to each answer. With a concurrency of 0, the worker handles batches. Settings
+come from the environment.
+
+The key of a response is the message's channel, and the answer begins with the message's id. From these, a test can find
+missing and repeated responses, and check the order in each channel.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ SLEEPER = "sleep"
 """The content of a message that takes 20 s to handle."""
 
 HANGER = "hang"
-"""The content of a message that makes a worker hang completely, followed by a space and the worker's name."""
+"""A message with this content, followed by a space and a worker's name, makes this worker hang completely."""
 
 KILLER = "die"
 """The content of a message that makes the process crash."""
@@ -51,7 +54,7 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
     configure_logging("INFO", "console")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    print(f"{configured.instance_id}: listening", file=sys.stderr, flush=True)  # noqa: T201 - the fleet reads it
+    print(f"{configured.instance_id}: listening", file=sys.stderr, flush=True)  # noqa: T201 - read by the fleet
 
     def handle(records: Sequence[Record]) -> list[Output]:
         if any(r.event.content == f"{HANGER} {configured.instance_id}" for r in records):
@@ -84,7 +87,7 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
         with journal, Watchdog(health, configured.watchdog_s):
             pipeline.run()
     except RtfmError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201 - the test reads it
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201 - read by tests
         return 1
     return 0
 

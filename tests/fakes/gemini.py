@@ -1,13 +1,13 @@
 """A fake of Gemini's REST API: a real HTTP server that uses the same format and can be told to fail.
 
 It serves ``POST /v1beta/models/<model>:generateContent`` for one key and one model, and ``POST /v1/chat/completions``
-in OpenAI's format. It keeps every request. By default, its answer is the text of the first source in the prompt. Each
-of ``faults`` replaces one response, in their order. When all are used, ``behaviour`` decides.
+in OpenAI's format. By default, it keeps every request, and its answer is the text of the first source in the prompt.
+Each fault in ``faults`` replaces one response, in order. When no fault is left, ``behaviour`` decides.
 
 ``python -m tests.fakes.gemini --port 8099 --delay-s 0.2 --fail-share 0.5 --status 503`` runs it as a separate process.
-Its first line on standard output is ``{"address": …}``. ``GET /control`` returns how many requests it got. ``POST
-/control`` with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}`` changes its
-behaviour.
+Its first line on standard output is ``{"address": …}``. ``GET /control`` returns its behaviour and how many requests it
+got. ``POST /control`` with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}``
+changes its behaviour.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Reply = Callable[[dict[str, Any], str], str]
 
 @frozen(kw_only=True)
 class Fault:
-    """A response that is sent after ``delay_s`` instead of the usual one. Without ``body``, the usual one is sent."""
+    """A response that replaces the usual one, after ``delay_s``. Without ``body``, the usual one is only delayed."""
 
     status: int = 200
     body: str | None = None
@@ -81,7 +81,7 @@ def failing(status: int = 500) -> Fault:
 
 
 def slow(delay_s: float) -> Fault:
-    """Return the usual answer, delayed by ``delay_s``."""
+    """Return the usual response, delayed by ``delay_s``."""
     return Fault(delay_s=delay_s)
 
 
@@ -106,7 +106,7 @@ def finished(reason: str, text: str = "") -> Fault:
 
 
 def first_source(document: dict[str, Any], instructions: str = "") -> str:
-    """Answer with the text of the first source and cite it. For a prompt that asks to rewrite a question, do that."""
+    """Answer with the text of the first source and cite the source. If asked to, rewrite the question instead."""
     if "sources" not in document:
         return standalone(document)
     if not document["sources"]:
@@ -169,7 +169,7 @@ class FakeGemini:
         return [_document(request) for request in self.requests]
 
     def answer(self, path: str, key: str | None, request: dict[str, Any]) -> tuple[int, dict[str, str], str]:
-        """Return status, headers and body for one request."""
+        """Return status, headers and body of the response to one request."""
         with self._lock:
             self.counts["requests"] += 1
             if self.keep_requests:
@@ -269,7 +269,7 @@ class _Server(ThreadingHTTPServer):
 def _handler(gemini: FakeGemini) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # a buffer, so that each answer is sent as one packet
+        wbufsize = -1  # a buffer, so that each response is sent as one packet
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
@@ -307,11 +307,11 @@ def main() -> None:
     """Serve until the process ends."""
     parser = argparse.ArgumentParser(description="A fake of Gemini's REST API.")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 chooses a free port")
-    parser.add_argument("--delay-s", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--delay-s", type=float, default=0.0, help="seconds before each response")
     parser.add_argument("--fail-share", type=float, default=0.0, help="share of requests that fail, from 0 to 1")
     parser.add_argument("--status", type=int, default=503, help="HTTP status of the requests that fail")
     parser.add_argument("--retry-after", help="Retry-After header of the requests that fail")
-    parser.add_argument("--hang", action="store_true", help="requests that fail get no answer for a minute")
+    parser.add_argument("--hang", action="store_true", help="requests that fail get no response for a minute")
     parser.add_argument("--reply", choices=["first_source", "insufficient", "obedient"], default="first_source")
     given = vars(parser.parse_args())
     with FakeGemini(port=given.pop("port"), keep_requests=False) as gemini:

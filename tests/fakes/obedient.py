@@ -1,4 +1,4 @@
-"""A fake model that obeys everything that it reads. With an attack in its sources, no real model could do worse."""
+"""A fake model that does what its sources ask for. No attack in its sources could make a real model do worse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _ABOUT_ITSELF = re.compile(
 
 
 def obedient(document: dict[str, Any], instructions: str = "") -> str:
-    """Repeat every source word for word, cite every number in it, and add the instructions if a source mentions them.
+    """Repeat all sources, cite every number in brackets in them, and add the instructions if a source mentions them.
 
-    The answer therefore contains everything that an attack can make a model write: pings, links, numbers of sources
-    that do not exist, the model's instructions, JSON that imitates another reply, or a claim that nothing was found.
+    The answer therefore contains what the attacks try to make a model write: pings, links, numbers of sources that do
+    not exist, the model's instructions, JSON that imitates another reply, or a claim that nothing was found. If the
+    prompt asks for a rewritten question, the messages before the question are added to it.
     """
     if "sources" not in document:
         return json.dumps({"question": f"{document['question']} {_said(document['context'])}"}, ensure_ascii=False)

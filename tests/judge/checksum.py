@@ -1,8 +1,8 @@
 """Computes CRC-32C (Castagnoli, RFC 3720), the checksum of Kafka's record batches, with numpy: about 50 MB per second.
 
-The data is divided into blocks. Because the checksum is linear, each byte of a block contributes to the remainder
-independently of the other bytes. A table contains the contribution of each value of a byte at each place in a block.
-The remainder of the preceding blocks contributes like four bytes at the start of the block.
+The checksum is the remainder of a division. The data is divided into blocks. Because the remainder is linear, each byte
+of a block contributes to it independently of the other bytes. A table contains the contribution of each value of a byte
+at each place in a block. The remainder of the preceding blocks contributes like four bytes at the start of the block.
 """
 
 from __future__ import annotations

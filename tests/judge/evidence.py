@@ -29,7 +29,7 @@ _METADATA_LOG = "__cluster_metadata-0"
 _TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # from TopicRecord.json and RemoveTopicRecord.json of Kafka
 
 _TOOL_WINDOW_MS = 30_000
-"""If the history says that a tool moved a group's positions, they may move back this long before or after that line."""
+"""A tool may move a group's positions back this long before or after the line of the history that names the tool."""
 
 
 @frozen
@@ -72,7 +72,7 @@ class LoadedRun:
     responses: dict[str, list[Event]] = field(factory=dict)
     dead_letters: list[Record] = field(factory=list)
     forged: list[Record] = field(factory=list)
-    """The committed records that are invalid on purpose. The fields above do not contain them."""
+    """The committed records that are invalid on purpose. ``queries`` and ``messages`` do not contain these records."""
     undecodable: list[tuple[Record, str]] = field(factory=list)
     setbacks: list[Setback] = field(factory=list)
     undecodable_positions: list[tuple[PositionCommit, str]] = field(factory=list)
@@ -157,7 +157,9 @@ def _whole(log: PartitionLog) -> PartitionLog:
 def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], begin: Begin) -> None:
     """Raise NotJudged if a topic was deleted or created again.
 
-    Then the topic's folders, the first line of the history and Kafka's metadata log contain several ids of the topic.
+    The topic's folders, the first line of the history and Kafka's metadata log contain the id of the topic. If the
+    topic was created again, they contain several ids. If it was deleted, the metadata log contains the removal of its
+    id.
     """
     known: dict[str, set[str]] = {topic: set() for topic in logs}
     for topic, parts in logs.items():

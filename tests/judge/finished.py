@@ -1,9 +1,9 @@
 """Decodes which offsets are finished according to a committed position.
 
-Finished are all offsets below the position, and those in the finished map in its metadata. The metadata is ``1``,
-followed by varints in base64 without padding. A varint has seven bits in each byte, the lowest bits first. The numbers
-are the lengths of alternating runs of unfinished and finished offsets, which begin at the position. After a dot, a
-tally of dead letters may follow. docs/delivery.md describes the format.
+All offsets below the position are finished, and so are the offsets that the finished map in the position's metadata
+marks as finished. The finished map is ``1``, followed by varints in base64 without padding. A varint has seven bits in
+each byte, the lowest bits first. The numbers are the lengths of alternating runs of unfinished and finished offsets,
+which begin at the position. After a dot, a tally of dead letters may follow. docs/delivery.md describes the format.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class History:
     said: dict[tuple[str, int], Said] = field(factory=dict)
     acknowledged: list[Acknowledged] = field(factory=list)
     seen: dict[tuple[str, str, int], list[tuple[int, str | None]]] = field(factory=dict)
-    """The offset and key of each record that a reader got, in order, by reader, topic and partition."""
+    """For each reader, topic and partition: the offset and key of each record that the reader got, in order."""
     archived: list[Archived] = field(factory=list)
     tools: list[Tool] = field(factory=list)
     is_settled: bool = False
@@ -231,7 +231,7 @@ def _begin(line: _HistoryLine) -> Begin:
 def _add(history: History, line: _HistoryLine) -> None:
     match line.event:
         case "asked":
-            # A repeated question keeps the visible channels of the first one.
+            # If a question was asked several times, the visible channels of the first time count.
             history.asked.setdefault(line.text("query_id"), frozenset(line.texts("visible_channel_ids")))
         case "forged":
             history.forged.add((line.text("topic"), line.text("key")))

@@ -2,8 +2,8 @@
 
 A position that is committed in a transaction takes effect at the marker that commits the transaction. If a later record
 sets the position of the same partition before that marker, the earlier position never takes effect. A tombstone removes
-the position, and all positions of the partition that wait for their marker. Kafka's ``OffsetMetadataManager.replay``
-and ``replayEndTransactionMarker`` do the same.
+the position of a partition, and also all positions of this partition that wait for their marker. Kafka's
+``OffsetMetadataManager.replay`` and ``replayEndTransactionMarker`` do the same.
 
 The format is defined by ``OffsetCommitKey.json`` and ``OffsetCommitValue.json`` of Kafka's group coordinator. Keys have
 versions 0 and 1, and values have versions 0 to 4. Records with keys of other versions are not positions.
@@ -51,7 +51,7 @@ class PositionCommit:
     written: Record
     """The record of the commit in __consumer_offsets."""
     is_applied: bool
-    """Whether it became the group's position."""
+    """Whether the commit set the group's position."""
     applied_at_ms: int | None = None
     """When the commit took effect, or None if it did not.
 
@@ -71,8 +71,8 @@ def read_positions(data: Path) -> dict[Where, list[PositionCommit]]:
 def positions_of(log: PartitionLog) -> dict[Where, list[PositionCommit]]:
     """Return the commits in one partition of __consumer_offsets, in the order in which they took effect.
 
-    A commit without effect is listed where that was decided: at its marker, at a tombstone, at a later commit in the
-    same transaction, or at the end of the partition.
+    A commit that had no effect is listed at the place in the log that decided this: its marker, a tombstone, a later
+    commit in the same transaction, or the end of the partition.
     """
     replay = _ReplayState()
     events: Iterable[Record | Marker] = merge(log.records, log.markers, key=lambda event: event.offset)

@@ -44,8 +44,8 @@ class Rule:
 def check_answered_once(run: LoadedRun) -> Iterator[Violation]:
     """Check that each acknowledged question has exactly one committed response.
 
-    Responses are counted as committed records, identified by partition and offset. If a question was produced several
-    times, it still needs only one response.
+    Each committed record with a response counts as one response. A second record of the same question allows no second
+    response. A question without a response is a violation only if the group has finished it and it has no dead letter.
     """
     given_up, rewinds = _dead_lettered_questions(run), _rewinds(run)
     for query_id, responses in run.responses.items():
@@ -203,7 +203,7 @@ def check_positions(run: LoadedRun) -> Iterator[Violation]:
 def check_readers(run: LoadedRun) -> Iterator[Violation]:
     """Check that each reader got every committed record of its topics once and in order, and no other record.
 
-    Records after the last stable offset cannot be read by a reader of committed records.
+    A reader of committed records cannot get records from the last stable offset on, so these records may be missing.
     """
     topics = {(reader, topic) for reader, topic, _ in run.history.seen}
     responses = run.topic("responses")
@@ -267,7 +267,7 @@ def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
-    """Check that the question of each response is in the topic, and that the response is not older.
+    """Check that the question of each response is in the topic, and that the response is not older than the question.
 
     The timestamps of the two producers can be compared, because both run on one machine.
     """
@@ -285,7 +285,7 @@ def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
 def check_acknowledgements(run: LoadedRun) -> Iterator[Violation]:
     """Check that each acknowledged record is at the offset in its acknowledgement, with the content that was sent.
 
-    The acknowledgement of a record that was sent twice may have no offset.
+    The acknowledgement of a record that was sent twice may have no offset. Then a record of the same id is enough.
     """
     held = {
         (record.batch.topic, *event.place): (known_as, event)
@@ -384,7 +384,7 @@ def _dead_lettered_questions(run: LoadedRun) -> set[tuple[int, int]]:
 
 
 _SHORTEST_QUOTE = 12
-"""The fewest characters of a text that counts as a quote. A shorter text can occur in an answer by chance."""
+"""A text with fewer characters does not count as a quote, because it can occur in an answer by chance."""
 
 
 def _deletions(run: LoadedRun) -> dict[str, tuple[int, Event]]:
@@ -464,7 +464,10 @@ def _origin(letter: Record) -> str:
 
 
 def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
-    """Return content, deletion and channel of a message after each change. A deleted message stays deleted."""
+    """Return the content of a message, whether it is deleted, and its channel, after each change.
+
+    A deleted message stays deleted and has no content.
+    """
     states = []
     is_deleted = False
     for event in changes:

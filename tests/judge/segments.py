@@ -1,8 +1,8 @@
 """Parses the log segments in Kafka's data folder: record batches of version 2, and the outcome of each transaction.
 
 Whether a transaction was committed follows from the control batches in the same partition. An incomplete batch at the
-end of the log is left out and reported. Other data that cannot be read raises Unreadable. This includes batches of
-versions 0 and 1, which Kafka 4 does not write.
+end of the log is left out and reported. Other data that cannot be read raises Unreadable, and so do batches of versions
+0 and 1, which Kafka 4 does not write.
 
 The format is described at https://kafka.apache.org/documentation/#recordbatch (batches, records and control records;
 the checksum is the CRC-32C of all bytes after it) and in KIP-98 (a transaction ends with a marker of its producer id).

@@ -1,7 +1,7 @@
 """The server of the fake Discord: the REST API, the gateway, and the methods that tests call.
 
-The server runs in its own thread with its own event loop. The methods for tests run their work on that event loop, and
-wait for its result.
+The server runs in its own thread with its own event loop. If a method for tests sends something, it does so on this
+event loop and waits for the result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.fakes.discord.world import ChannelType, FakeChannel, FakeGuild, FakeM
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ROOT = "/api/v10"
-_NEVER = -1  # as a status: the request is never answered
+_NEVER = -1  # as a status: the request never gets a response
 
 
 @define
@@ -177,7 +177,7 @@ class FakeDiscord:
         retry_after_s: float = 0.05,
         code: int = 0,
     ) -> None:
-        """Let the next ``times`` requests fail with ``status`` if their path ends in the pattern ``path``.
+        """Fail the next ``times`` requests of ``method`` to a path that ends in the pattern ``path``, with ``status``.
 
         Status 0 closes the connection without a response. With ``after_doing_it``, the request takes effect before it
         fails, so the client does not know whether it took effect.
@@ -186,7 +186,7 @@ class FakeDiscord:
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), status, times, after_doing_it, body))
 
     def stalls(self, method: str, path: str) -> None:
-        """Let the next request take effect without ever being answered, if its path ends in the pattern ``path``."""
+        """Carry out the next request of ``method`` to a path that ends in the pattern ``path``, but never respond."""
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), _NEVER, 1, True, {}))
 
     def heals(self) -> None:

@@ -1,6 +1,6 @@
 """The objects of the fake Discord: people, guilds, channels and messages, with Discord's payload for each.
 
-Tests create these objects, read them, and pass them to methods of the server. Those methods change them.
+Tests create and read these objects, and pass them to the methods of the server, which change the objects.
 """
 
 from __future__ import annotations
