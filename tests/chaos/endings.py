@@ -25,6 +25,11 @@ class OutOfTime(BaseException):
     """The run's time limit has passed."""
 
 
+def end_limit() -> None:
+    """Let no time limit end the run any more."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 @contextmanager
 def endings(folder: Path, limit_s: float) -> Iterator[None]:
     """Raise Interrupted at the first of INTERRUPTS, and OutOfTime after ``limit_s``, while the block runs.
@@ -47,6 +52,6 @@ def endings(folder: Path, limit_s: float) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        end_limit()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -34,7 +34,7 @@ from tests.chaos import evidence
 from tests.chaos.actions import Chaos
 from tests.chaos.burners import burning
 from tests.chaos.diagnosis import diagnosis
-from tests.chaos.endings import Interrupted, OutOfTime, endings
+from tests.chaos.endings import Interrupted, OutOfTime, end_limit, endings
 from tests.chaos.faults import Faults, Network
 from tests.chaos.fleet import Fleet
 from tests.chaos.guard import guard_folder
@@ -153,6 +153,8 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         except Exception as exc:
             failure = f"{type(exc).__name__}: {exc}"
             traceback.print_exc()
+        # The time limit must not interrupt what follows, because the evidence would be lost. Each step has its own limit.
+        end_limit()
         chaos_run.close()
         line = chaos_run.line | line | {"load": plan.load}
         history.write("end", ok=failure is None and chaos_run.right, **({"failure": failure} if failure else {}))
