@@ -30,7 +30,7 @@ __all__ = [
 
 @frozen(kw_only=True)
 class Knowledge:
-    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None if there is no model."""
+    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None without such a model."""
 
     archive: SqlArchive
     vectors: ChromaVectors
@@ -48,7 +48,7 @@ def open_knowledge(settings: Settings) -> Knowledge:
     """Open the stores and the embedding model of the settings.
 
     The connections to the stores are made at their first use. Raises ConfigError when the address of a store or the
-    folder of the model is invalid.
+    folder of the embedding model is invalid.
     """
     archive = SqlArchive(settings.database_url)
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)

@@ -28,28 +28,32 @@ Compared = Literal["every visible passage", "the nearest passages", "no vectors"
 
 _MAX_NEAREST = 50
 _MIN_NEAREST = 25
-"""Maximum number of passages from the search by meaning; number below which Chroma is asked for more entries."""
+"""The search by meaning returns at most ``_MAX_NEAREST`` passages.
+
+If it has found fewer than ``_MIN_NEAREST`` visible passages, it asks Chroma for more entries."""
 
 _MAX_LEXICAL, _MAX_LEXICAL_ALONE = 40, 60
 _MAX_COUNTED, _MAX_COUNTED_ALONE = 80, 400
-"""Maximum number of passages from the search by terms, and of the matching passages from which BM25 chooses them.
+"""BM25 chooses at most ``_MAX_LEXICAL`` passages from at most ``_MAX_COUNTED`` passages that match the terms.
 
 The constants ending in ``ALONE`` apply when there is no search by meaning."""
 
 _MIN_EXACT_LIMIT = 1_000
-"""Number of visible passages whose comparison one by one takes about as long as Chroma's fastest query."""
+"""Comparing this many visible passages one by one takes about as long as Chroma's fastest query."""
 
 _ENTRIES_PER_PASSAGE = 2.5
-"""Average number of entries near a question for each near passage: the passage's entry and those of its messages."""
+"""Average number of entries of a passage near a question that are near the question, too.
+
+These are the entry of the passage and the entries of its messages."""
 
 _MIN_ENTRIES, _MAX_ENTRIES = 120, 12_800
 """Minimum and maximum number of entries that a query asks Chroma for."""
 
 _MAX_POSTINGS, _MAX_POSTINGS_ALONE = 1_000, 4_000
-"""Limit on the passages that match the searched terms, added up over the terms.
+"""Maximum number of matches of the terms that are searched singly: the sum, over these terms, of matching passages.
 
-The search takes the rarest terms first, and searches the next terms in pairs only. The second number applies when there
-is no search by meaning."""
+The rarest terms are searched singly, and the next terms only in pairs. The second number applies when there is no
+search by meaning."""
 
 _MAX_PAIRED_TERMS = 6
 """Maximum number of terms that are combined into pairs."""
@@ -58,10 +62,10 @@ _MAX_THREADS = 64
 """Maximum number of searches that wait for Chroma at the same time. Threads are started when they are needed."""
 
 _MAX_GUILDS = 1_000
-"""Maximum number of guilds in the cache of passages per channel, which takes a few kilobytes for each guild."""
+"""Maximum number of guilds in the cache of passage counts. The cache takes a few kilobytes for each guild."""
 
 _RECOUNT_GROWTH = 1.1
-"""Factor of growth of a guild after which its passages are counted again.
+"""The passages of a guild are counted again when their number has changed by this factor.
 
 Outdated counts make a search slower, but its result stays correct."""
 
@@ -80,8 +84,9 @@ class SearchRequest:
 class CandidateSet:
     """The candidates of a search: the passages that were found by meaning and by terms, best first.
 
-    A passage may be in both lists. ``compared_count`` is the number of vectors that were compared. ``vectors_lost`` is
-    True if Chroma has no collection with vectors of the question's model for this guild.
+    A passage may be in both lists. ``compared_count`` is the number of vectors that the search has compared itself, or
+    that Chroma has returned. ``vectors_lost`` is True if Chroma has no collection with vectors of the question's model
+    for this guild.
     """
 
     nearest_ids: Sequence[str]
@@ -95,7 +100,7 @@ class CandidateSearch:
     """Runs the searches by meaning and by terms. Thread-safe."""
 
     def __init__(self, vectors: ChromaVectors, exact_limit: int | None = None) -> None:
-        """Compare every vector if at most ``exact_limit`` passages are visible; None chooses the limit by speed."""
+        """Compare all visible vectors if at most ``exact_limit`` passages are visible; by default, choose by speed."""
         self._vectors = vectors
         self._exact_limit = exact_limit
         self._sizes = _ChannelSizesState()
@@ -107,7 +112,7 @@ class CandidateSearch:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def find(self, view: View, search: SearchRequest) -> CandidateSet:
-        """Return the candidates for a request. Raises Unavailable when Chroma does not answer."""
+        """Return the candidates for a request. Raises Unavailable when Chroma does not respond."""
         guild = search.guild
         total = max(guild.corpus.passages, 1)
         sizes = self._sizes.read(guild.guild_id, total, view)
@@ -157,7 +162,7 @@ class CandidateSearch:
 def select_candidates(candidates: Sequence[Candidate], found: CandidateSet, scorer: LexicalScorer) -> list[Candidate]:
     """Select the passages to score from ``candidates``, which are the passages of ``found`` with their terms.
 
-    These are all passages that were found by meaning, and the best passages by BM25 that were found by terms.
+    All passages that were found by meaning are selected. Of those that were found by terms, the best by BM25 are.
     """
     points = {candidate.passage_id: scorer.points(candidate.counts, candidate.length) for candidate in candidates}
     best = sorted(points.keys() & found.lexical_ids, key=lambda passage_id: (-points[passage_id], passage_id))
@@ -203,8 +208,8 @@ def _to_visible_passages(view: View, entries: Sequence[str]) -> list[str]:
 def _group_rarest_terms(scorer: LexicalScorer, total: int, max_postings: int) -> list[WordGroup]:
     """Return the groups of terms to search for: the rarest terms singly, and pairs of the next terms.
 
-    The single terms have at most ``max_postings`` matches in all, and so do the pairs, by estimate. If this allows no
-    group, the rarest term is the only group. ``total`` is the number of the guild's passages.
+    The single terms have at most ``max_postings`` matches in all. The pairs, by estimate, also have at most this many.
+    If these limits allow no group, the rarest term is the only group. ``total`` is the number of the guild's passages.
     """
     frequencies = scorer.frequencies
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
@@ -226,7 +231,7 @@ def _group_rarest_terms(scorer: LexicalScorer, total: int, max_postings: int) ->
 
 @define
 class _ChannelSizesState:
-    """A cache of the number of passages in each access channel of a guild."""
+    """A cache of the number of passages in each access channel, by guild."""
 
     _guilds: OrderedDict[str, tuple[int, Mapping[str, int]]] = field(factory=OrderedDict)
     _lock: threading.Lock = field(factory=threading.Lock)

@@ -52,13 +52,15 @@ def build_passages(
 ) -> tuple[list[StoredPassage], dict[str, str]]:
     """Return a conversation's passages in ``channel``, without vectors, and the passage id of each message.
 
-    Messages that are short enough share passages of about 200 words. Long messages and files are split into parts, each
-    of which is a passage. Messages without text and files are left out. The passage id of a message that is not in a
-    shared passage is that of its first part.
+    Messages that are short enough share passages of at most ``PASSAGE_WORDS`` words. Long messages and files are split
+    into parts, and each part is a passage. Messages without text and files are left out. If a message is not in a
+    shared passage, its passage id is that of its first part.
 
-    The id of the first shared passage is the id of the conversation, that of the n-th one after it is
-    ``<conversation>/<n>``, and that of the n-th part of a message is ``<message>#<n>``, counted from 1. Message ids
-    contain neither ``/`` nor ``#``.
+    - The id of the first shared passage is the id of the conversation.
+    - The id of the n-th shared passage after the first one is ``<conversation>/<n>``.
+    - The id of the n-th part of a message is ``<message>#<n>``.
+
+    Parts are counted from 1. Message ids contain neither ``/`` nor ``#``.
     """
     runs: list[list[ConversationLine]] = []
     words = 0
@@ -102,6 +104,6 @@ def build_passages(
 
 
 def _split_line(line: ConversationLine) -> list[str]:
-    """Return the parts of a message: of its text, if it is too long for a shared passage, and of its files."""
+    """Return the parts of a message: of its text, if the text is too long to share a passage, and of its files."""
     long = [] if line.is_whole or not line.text else [line.text]
     return [part for text in (*long, *line.files) for part in split(text)]

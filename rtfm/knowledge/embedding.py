@@ -1,8 +1,8 @@
 """The embedding model: all-MiniLM-L6-v2 in ONNX, the model that Chroma uses by default.
 
 This module loads the model's files and embeds texts in batches. From the same files, it makes the same vectors as
-Chroma's embedding function (256 tokens, mean pooling, unit length). It is faster because it pads the texts of a batch
-only to the longest one. It never downloads the model: `rtfm-cli local up`, `rtfm-cli demo`, `rtfm-cli doctor
+Chroma's embedding function (256 tokens, mean pooling, unit length). This module is faster because it pads the texts of
+a run only to the longest one. It does not download the model: `rtfm-cli local up`, `rtfm-cli demo`, `rtfm-cli doctor
 --fetch-model` and Compose's `init` service do.
 """
 
@@ -24,7 +24,9 @@ from rtfm.telemetry import EMBEDDED, get_logger
 MODEL_NAME = "all-MiniLM-L6-v2"
 DIMENSION = 384
 MAX_TOKENS = 256
-"""Tokens of a text that are embedded. Chroma's embedding function and sentence-transformers have the same limit."""
+"""Maximum number of tokens of a text that are embedded.
+
+Chroma's embedding function and sentence-transformers have the same limit."""
 
 _FILES = ("model.onnx", "tokenizer.json")
 _TOKENS_PER_RUN = 1280
@@ -52,9 +54,9 @@ class Embedding(Protocol):
 
 
 def is_compatible(collection: GuildCollection | None, embedding: Embedding | None) -> bool:
-    """Whether vectors of ``embedding`` can be compared with those of ``collection``, or there is no collection yet.
+    """Whether vectors of ``embedding`` can be compared with those of ``collection``.
 
-    False if ``embedding`` is None.
+    The result is False if ``embedding`` is None. Otherwise it is True if ``collection`` is None.
     """
     if embedding is None or collection is None:
         return embedding is not None
@@ -106,7 +108,7 @@ class OnnxEmbedding:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # With the arena, the process would keep the memory of its largest batch until it ends.
+        # With the arena, the process would keep the memory of its largest batch until the process ends.
         options.enable_cpu_mem_arena = False
         try:
             session = onnxruntime.InferenceSession(
@@ -116,7 +118,8 @@ class OnnxEmbedding:
             tokenizer.enable_truncation(max_length=MAX_TOKENS)
             tokenizer.no_padding()
             model = cls(session, tokenizer, name=_model_identity(folder))
-            # A session does not report its dimension reliably, and a damaged model may load and fail when it is used.
+            # One text is embedded as a test: a session does not report its dimension reliably, and a damaged model may
+            # load and fail only when it is used.
             model.dimension = model._run([tokenizer.encode("a test").ids]).shape[1]
         except Exception as exc:  # both libraries raise untyped errors of their own
             raise ConfigError(
@@ -132,7 +135,7 @@ class OnnxEmbedding:
             return vectors
         encoded = self._tokenizer.encode_batch_fast(list(texts))
         tokens = [encoding.ids for encoding in encoded]
-        # Texts of similar length are put into the same run, so that it contains little padding.
+        # Texts of similar length are put into the same run, so that the run contains little padding.
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         start = 0
         while start < len(order):

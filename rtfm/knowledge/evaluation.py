@@ -20,15 +20,15 @@ from rtfm.errors import ConfigError
 from rtfm.knowledge.retrieval import Retriever
 
 MAX_WORDS = 300
-"""Words of the result among which coverage counts the relevant messages."""
+"""Coverage counts the relevant messages in this many words at the start of the result."""
 
 MAX_PASSAGES = 20
-"""Passages to search for. They contain more than 300 words."""
+"""Maximum number of passages that a search returns. It is chosen so that they contain more than 300 words."""
 
 
 @frozen(kw_only=True)
 class LabelledQuestion:
-    """A question with the ids of the messages that answer it. ``message_id`` is the message that asks it."""
+    """A question with the ids of the messages that answer it. ``message_id`` is that of the question."""
 
     message_id: str
     question: str
@@ -63,7 +63,7 @@ class Summary:
 
 
 def read_questions(path: Path) -> list[LabelledQuestion]:
-    """Read a file of questions, one JSON object per line. Raises ConfigError that names an invalid line."""
+    """Read a file of questions, one JSON object per line. Raises ConfigError for an invalid file or line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
@@ -95,7 +95,7 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
 
 
 def measure(retriever: Retriever, question: LabelledQuestion, visible_channel_ids: Sequence[str]) -> QuestionResult:
-    """Search for one question, and compare the result with its relevant messages."""
+    """Search for one question, and compare the result with the relevant messages of the question."""
     found = retriever.search(
         question.question, guild_id=question.guild_id, visible_channel_ids=visible_channel_ids, limit=MAX_PASSAGES
     )

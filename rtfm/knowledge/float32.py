@@ -11,7 +11,7 @@ Vectors = NDArray[np.float32]
 
 
 def to_bytes(vector: Vectors) -> bytes:
-    """Return the bytes of a vector that the archive stores."""
+    """Return a vector as the bytes that the archive stores."""
     return vector.astype("<f4").tobytes()
 
 

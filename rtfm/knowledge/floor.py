@@ -1,8 +1,8 @@
 """The relevance floor of a guild: the evidence below which a question gets no answer.
 
 The calibration makes a search in the guild for each of several off-topic questions, and sets the floor above the
-evidence that they reach.
-Because scores rise with the size of the corpus, a floor is calibrated again whenever the corpus has grown by half.
+evidence that most of these questions reach. Because scores rise with the size of the corpus, a floor is calibrated
+again whenever the corpus has grown by half.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rtfm.knowledge.retrieval import Retriever
 from rtfm.telemetry import get_logger
 
 GROWTH = 1.5
-"""Factor of growth of a corpus after which its floor is calibrated again."""
+"""A floor is calibrated again when the corpus has this many times the passages of the last calibration."""
 
 MIN_PASSAGES = 50
-"""Minimum number of passages of a corpus whose floor is calibrated. A smaller corpus has the default floor."""
+"""A floor is calibrated only if the corpus has at least this many passages. A smaller corpus has the default floor."""
 
 _log = get_logger(__name__)
 
@@ -29,7 +29,7 @@ def compute_floor(values: Sequence[float]) -> float:
 
     The floor is the 95th percentile plus half of its distance from the upper quartile, but at least 2.5 and at most 3
     standard deviations above the median. The standard deviation is estimated from the quartiles. So if a guild does
-    discuss some of the topics, their high evidence raises its floor only a little.
+    discuss some of the topics, the high evidence of these topics raises the floor only a little.
     """
     cuts = statistics.quantiles(values, n=20, method="inclusive")
     lower, middle, upper, high = cuts[4], cuts[9], cuts[14], cuts[18]
@@ -48,7 +48,7 @@ def calibrate(
     """Calibrate the floor of a guild if it is due (see ``count_if_outgrown``), or always with ``force``.
 
     A guild with fewer than ``MIN_PASSAGES`` passages is never calibrated, not even with ``force``. Stops without a
-    change once ``is_stopped`` returns True. Raises Unavailable when a store does not answer.
+    change once ``is_stopped`` returns True. Raises Unavailable when a store does not respond.
     """
     mode = retriever.mode_in(guild_id)
     passages = archive.floors.count_if_outgrown(guild_id, mode, growth=0.0 if force else GROWTH)

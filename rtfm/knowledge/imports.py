@@ -1,8 +1,8 @@
 """Reads chat exports in DiscordChatExporter's JSON format.
 
-This module checks that a file is an export and converts its messages to events. A file that is not an export raises an
-error. A message that is invalid is left out; its place in the file and the reason are recorded. Memory use does not
-depend on the size of the file. This module does not write.
+This module checks that a file is an export and converts its messages to events. If a file is not an export, an error is
+raised. If a message is invalid, it is left out; its place in the file and the reason are recorded. Memory use does not
+depend on the size of the file. This module does not write to the archive or to Kafka.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rtfm.knowledge import json_items
 from rtfm.knowledge.json_items import JsonItem, JsonMember, NotJson
 
 MAX_PLACES = 1_000
-"""Maximum number of left-out messages of a file whose places are recorded. Further ones are only counted."""
+"""Maximum number of left-out messages of a file whose places are recorded. Further messages are only counted."""
 
 MAX_EVENT_BYTES = 990_000
-"""Size of an encoded event above which it is left out.
+"""Maximum size of an encoded event, in bytes. A larger event is left out.
 
 Kafka accepts records of at most 1,000,000 bytes, including key and headers."""
 
@@ -67,7 +67,7 @@ _DIRECT_GUILD = "0"
 """The guild id that the exporter writes for direct messages."""
 
 _MAX_NAME_CHARACTERS = 100
-"""Maximum length of a name in a mention that is recognised. Names on Discord have at most 32."""
+"""A name in a mention is recognised if it has at most this many characters. Names on Discord have at most 32."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -101,8 +101,8 @@ class LeftOutState:
 class ChatExport:
     """An export file with the messages of one channel. ``guild_id`` is None for direct messages.
 
-    ``count`` is the number of messages that become events. They are not kept in memory, because a file may be larger
-    than the memory. ``observed_at`` is the time of the export, None if the file does not contain it.
+    ``count`` is the number of messages that become events. The messages are not kept in memory, because a file may be
+    larger than the memory. ``observed_at`` is the time of the export, None if the file does not contain it.
     """
 
     path: Path
@@ -228,7 +228,7 @@ def _parse_message(message: object, **place: Any) -> DiscordMessage:
 
 
 def _restore_mentions(content: str, mentions: list[tuple[str, list[str]]]) -> str:
-    """Return the content with each ``@name`` that the exporter wrote for a mention replaced by Discord's ``<@id>``."""
+    """Return the content with Discord's mentions ``<@id>`` instead of the names ``@name`` that the exporter wrote."""
     user_of_name = {name: user for user, names in mentions for name in names if 0 < len(name) <= _MAX_NAME_CHARACTERS}
     # The names are looked up by their first letter and length, the longest first. A regular expression of all names
     # would take time in proportion to the number of names times the length of the content.

@@ -2,7 +2,7 @@
 
 A batch is written in three steps: one embedding call, the changes in Chroma, and one transaction of the archive. The
 archive comes last because a batch counts as done when its transaction is committed. If an earlier step fails, the batch
-is repeated and writes entries with the same ids to Chroma again. Therefore indexing a batch twice changes nothing. The
+is repeated and writes entries with the same ids to Chroma again. Therefore indexing a batch again changes nothing. The
 caller decides which version of a message is the newest.
 """
 
@@ -38,7 +38,7 @@ from rtfm.telemetry import get_logger
 RULES = f"4-{hashlib.sha256(repr(tuple(LEARNED_WEIGHTS.values())).encode()).hexdigest()[:8]}"
 """The version of linking, splitting, scrubbing and terms, with a digest of the linker's weights.
 
-Raise the number when one of them begins to produce other conversations, passages or terms from the same messages."""
+Raise the number when a change of one of these makes other conversations, passages or terms from the same messages."""
 
 _log = get_logger(__name__)
 
@@ -68,9 +68,9 @@ class Indexer:
     def index(self, state: BatchState) -> None:
         """Link the changed messages, and update passages and vectors.
 
-        Raises Unavailable when a store does not answer, and CollectionChanged when a rebuild switched a guild to
-        another collection during the call. The caller must then read the state of the batch again and repeat the whole
-        batch, because a rebuild may move messages to other conversations.
+        Raises Unavailable when a store does not respond, and CollectionChanged when a rebuild switched a guild to
+        another collection during the call. After CollectionChanged, the caller must read the state of the batch again
+        and repeat the whole batch, because a rebuild may move messages to other conversations.
         """
         collections = self._find_collections(state)
         try:
@@ -78,8 +78,8 @@ class Indexer:
         except (CollectionChanged, Unavailable) as exc:
             replaced = self._find_replaced(collections)
             for collection in replaced:
-                # The rebuild has deleted this collection, but the batch may have created it again. If Chroma fails
-                # here, the next rebuild deletes the collection.
+                # The rebuild has deleted this collection, but the batch may have created it again, so it is deleted
+                # here. If this fails, the next rebuild deletes the collection.
                 with suppress(Unavailable):
                     self._vectors.forget(collection.guild_id, collection.generation)
             if replaced and isinstance(exc, Unavailable):
@@ -209,7 +209,8 @@ class Indexer:
         if collection.model is None:
             return
         try:
-            # Deleted first, so that the vector of a removed message is deleted even if writing the new vectors fails.
+            # The entries of removed messages are deleted first. So they are deleted even if writing the new vectors
+            # fails.
             self._vectors.delete(collection.guild_id, removed, generation=collection.generation)
             self._vectors.upsert(collection.guild_id, entries, generation=collection.generation, model=collection.model)
         except WrongCollection as exc:
@@ -275,7 +276,7 @@ def _is_changed(before: StoredPassage, after: StoredPassage, *, with_vector: boo
 
 
 def _may_be_indexed(message: StoredMessage) -> bool:
-    """Whether Chroma may have an entry of an earlier version of the message: it is deleted or edited."""
+    """Whether Chroma may have an entry of an earlier version: the message is deleted or edited."""
     return message.deleted or message.version != 2 * message.created_at
 
 

@@ -1,7 +1,7 @@
 """Reads a JSON object of any length from a file, one value at a time.
 
 Memory use stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains. An error names its
-place in the file. The values themselves are not checked.
+place in the file, if it has one. The values themselves are not checked.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, BinaryIO
 from attrs import frozen
 
 MAX_VALUE = 16_000_000
-"""Maximum length in characters of a member or item. This is more than ten times the size of a Kafka record."""
+"""Maximum number of characters of a member or item. This is more than ten times the limit for a Kafka record."""
 
 _CHUNK = 65_536
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 20
-"""Number of characters before the end of the text read so far.
+"""Number of characters at the end of the text read so far in which a JSON error may be no error of the file.
 
-A JSON error within them may only mean that a literal, number or escape is incomplete and continues in the file."""
+There, a literal, number or escape may be incomplete only because it continues in the part that is not read yet."""
 
 _MAX_NUMBER_DIGITS = 4_000
-"""Digits from which a number is read as a float.
+"""A number with at least this many digits is read as a float.
 
 Python refuses to parse integers of more than 4,300 digits. Valid numbers of an export have at most 20 digits."""
 
@@ -48,14 +48,14 @@ class JsonItem:
 
 
 class NotJson(Exception):
-    """The file is not a JSON object, or one of its values is too long. The message names the place."""
+    """The file is not a JSON object, or one of its values is too long. The text names the place, if there is one."""
 
 
 def read(path: Path, *, array: str) -> Iterator[JsonMember | JsonItem]:
     """Yield the members of the JSON object in ``path`` in order.
 
-    If the member ``array`` is a list, its items are yielded one by one after it. Raises NotJson, or OSError if the file
-    cannot be read.
+    If the member ``array`` is a list, its items are yielded one by one after the member. Raises NotJson, or OSError if
+    the file cannot be read.
     """
     with path.open("rb") as file:
         text = _TextReader(file)
@@ -120,7 +120,7 @@ class _TextReader:
             self._read_more(_CHUNK)
 
     def skip(self, character: str, what: str) -> None:
-        """Skip ``character``. If it is not next, raise NotJson that says that ``what`` was expected."""
+        """Skip ``character``. If another character is next, raise NotJson: ``what`` was expected."""
         if self.peek() != character:
             raise self.error(f"Expecting {what}")
         self._at += 1

@@ -1,15 +1,15 @@
 """Decides which conversation each message of a channel belongs to. Pure: no I/O, no clock.
 
 A reply belongs to the conversation of the message that it replies to, and all messages of a thread are one
-conversation. For any other message, the choices are the conversations of the channel's last 100 messages and a new
-conversation. Each choice gets a linear score, and the message joins the conversation with the highest score. A decision
-is never revised.
+conversation. For any other message, the choices are a new conversation and the latest conversations of the channel's
+last 100 messages. Each choice gets a linear score, and the message joins the conversation with the highest score. Only
+a rebuild revises decisions.
 
-A decision depends only on these 100 messages and on the people whom they address. If the last ``CONTEXT`` messages
-before a batch are known, the result does not depend on how messages are divided into batches.
+A decision depends only on the message, on these 100 messages and on the people whom they address. If the last
+``CONTEXT`` messages before a batch are known, the result does not depend on how messages are divided into batches.
 
 The weights in ``linker_weights.json`` were learned on public help chat by ``benchmarks/learn_linking.py``;
-docs/decisions/0011 gives the reasons.
+docs/decisions/0011 gives the reasons for this design.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from rtfm.knowledge.archive.rows import StoredMessage
 from rtfm.knowledge.words import strip_mentions, terms
 
 WINDOW = 100
-"""Latest messages of the channel whose conversations a message can join."""
+"""Number of the channel's latest messages whose conversations a message can join."""
 
 CONTEXT = 2 * WINDOW
-"""Messages before the first message to link that must be known.
+"""Number of messages before the first message to link that must be known.
 
-These are the window of that message, and another 100 messages before the window. The names of their authors show whom
-the messages of the window address."""
+These are the window of that message, and another 100 messages before the window. The authors of the other 100 messages
+are people whom the messages of the window may address."""
 
 MAX_CANDIDATES = 30
 """Maximum number of existing conversations that get a score for a message. The most recent ones are chosen."""
 
 MAX_CHARACTERS = 4_000
-"""Characters of a message that are read. This is Discord's limit, which messages of other programs may exceed."""
+"""Maximum number of characters of a message that are read.
+
+This is Discord's limit. Messages from other programs may be longer."""
 
 _NAME = r"[\w\[\]{}|`^\-]{2,32}"
 NAME_AT_START = re.compile(rf"\A\W{{0,20}}({_NAME})\s*[:,>]\s")
@@ -53,13 +55,13 @@ _AGREEMENT = re.compile(
 )
 
 _COMMON_NAME = 4
-"""Number of times that a name must occur in the window without addressing anyone to count as an ordinary word."""
+"""A name that occurs this often in the window without addressing anyone counts as an ordinary word."""
 
 _SCARCITY_WINDOW = 60
-"""Latest messages that are examined for how often people of the channel address each other."""
+"""Number of the latest messages from which the share of messages that address someone is computed."""
 
 _WORD_HALF_LIFE = 25.0
-"""Messages since a word's last occurrence after which the word counts half."""
+"""A word counts half if it last occurred this many messages ago."""
 
 
 Features = dict[str, float]
@@ -89,8 +91,9 @@ def is_one_conversation(kind: ChannelKind) -> bool:
 def thread_conversation_id(guild_id: str, channel_id: str) -> str:
     """Return the conversation id of a thread.
 
-    It is not the id of the thread alone, because a thread has the same id as its starter message, which may be the id
-    of another conversation. Ids contain no slash, so the result differs from the id of every message.
+    The id of the thread alone would not be unique: a thread has the same id as its starter message, and another
+    conversation may have the id of this message. Ids contain no slash, so the result differs from the id of every
+    message.
     """
     return f"thread/{guild_id}/{channel_id}"
 
@@ -149,9 +152,10 @@ class _ConversationState:
     """The facts about a conversation from which its features are computed. Only messages in the window count.
 
     ``starter`` is the author of the conversation's first message. ``last`` is the place of its last message, and
-    ``asks`` is true if it is a question. ``recent_size`` is the number of its messages among the channel's last 10.
-    ``last_by`` and ``addressed_at`` give, for each person, the place where they last spoke or were last addressed.
-    ``pairs`` are (author, addressee). ``words`` gives the last place of each word that the message to link also has.
+    ``asks`` is true if its last message is a question. ``recent_size`` is the number of its messages among the
+    channel's last 10. ``last_by`` and ``addressed_at`` give, for each person, the place where they last spoke or were
+    last addressed. ``pairs`` are (author, addressee). ``words`` gives the last place of each word that the message to
+    link also has.
     """
 
     starter: str
@@ -170,11 +174,11 @@ class _ConversationState:
 class _IncomingMessage:
     """The facts about the message to link from which the features are computed.
 
-    ``rarity`` gives the rarity of each of its words in the window. ``scarce`` is the share of messages that address
-    nobody. The following are each a (place, conversation id), or None if there is no such message in the window:
-    ``own_last`` is the speaker's last message, ``addressed_last`` is the last message that addresses the speaker, and
-    ``addressee_last`` is the addressee's last message. ``own_conversations`` is the number of conversations in which
-    the speaker has spoken.
+    ``rarity`` gives the rarity in the window of each word of the message. ``scarce`` is the share of messages that
+    address nobody. The following are each a (place, conversation id), or None if there is no such message in the
+    window: ``own_last`` is the speaker's last message, ``addressed_last`` is the last message that addresses the
+    speaker, and ``addressee_last`` is the addressee's last message. ``own_conversations`` is the number of
+    conversations in which the speaker has spoken.
     """
 
     place: int
@@ -246,7 +250,7 @@ class Window:
         return ()
 
     def choices(self, message: StoredMessage) -> list[tuple[str | None, Features]]:
-        """Return the ids of the conversations that a message may belong to, with their features. None is a new one."""
+        """Return the ids of the conversations that a message may belong to, with their features; None: a new one."""
         text = _beginning(message)
         words = frozenset(terms(text))
         conversations = self._describe_conversations(words)
@@ -317,8 +321,8 @@ class Window:
 
     def _share_addressed(self) -> float:
         latest = list(self._messages)[-_SCARCITY_WINDOW:]
-        # So that the share means something after few messages, 20 earlier messages are assumed, of which 8 addressed
-        # someone, as is usual.
+        # The share of a few messages alone would mean little. Therefore 20 earlier messages are assumed, of which 8
+        # address someone. This share is usual.
         return (sum(bool(message.addressees) for message in latest) + 8) / (len(latest) + 20)
 
 

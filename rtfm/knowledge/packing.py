@@ -1,8 +1,8 @@
 """Packing: chooses the messages of the found passages that fit into a given number of words.
 
-A conversation is often found in several passages. Therefore passages that are near the best one in the channel and
-share speakers with it move forward. If a passage does not fit as a whole, those of its messages that fit are kept. Each
-message appears only once. Pure.
+A conversation is often found in several passages. Therefore a passage moves forward if it is near the best passage in
+the channel and shares speakers with the best passage. If a passage does not fit as a whole, those of its messages that
+fit are kept. Each message appears only once. Pure.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import attrs
 from rtfm.knowledge.passages import Passage
 
 NEARBY_WEIGHT = 0.5
-"""Maximum that nearness to the best passage adds to a score, as a share of the best passage's score.
+"""Nearness to the best passage adds at most this share of the best passage's score to a score.
 
-Coverage rises with this weight and is about the same from 0.3 to 0.5. The value was chosen on conversations from which
-the linker had not learned."""
+Coverage rises with this weight up to 0.3, and is about the same from 0.3 to 0.5. The value was chosen on conversations
+from which the linker had not learned."""
 
 NEARBY_MESSAGES = 100
-"""Number of messages before the best passage, and after it, whose passages count as near."""
+"""The passages of this many messages before the best passage, and of this many after it, count as near."""
 
 
 def speaker_overlap(best: frozenset[str], others: Mapping[str, frozenset[str]]) -> dict[str, float]:
@@ -39,8 +39,8 @@ def speaker_overlap(best: frozenset[str], others: Mapping[str, frozenset[str]]) 
 def pack(passages: Sequence[Passage], max_words: int) -> list[Passage]:
     """Return the passages by ``boosted_score``, highest first, with the messages that fit into ``max_words`` in all.
 
-    If a message does not fit, it is left out, and shorter messages after it are still kept if they fit. Shorter
-    messages answer a question as often as longer ones.
+    If a message does not fit, it is left out, and shorter messages after it are still kept if they fit. This is useful
+    because shorter messages answer a question as often as longer ones.
     """
     packed: list[Passage] = []
     seen: set[tuple[str, str]] = set()
@@ -49,7 +49,7 @@ def pack(passages: Sequence[Passage], max_words: int) -> list[Passage]:
         kept = []
         for message in passage.messages:
             words = len(message.content.split())
-            # The parts of a long message share its id.
+            # The parts of a long message share its id, so the content is compared, too.
             if words <= left and (message.message_id, message.content) not in seen:
                 seen.add((message.message_id, message.content))
                 kept.append(message)

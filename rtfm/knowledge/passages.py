@@ -10,7 +10,7 @@ from rtfm.events import ChannelKind, TimestampMillis
 
 @frozen(kw_only=True)
 class PassageMessage:
-    """A message of a passage. In ``content``, mentions of users are replaced by their names.
+    """A message of a passage. In ``content``, mentions of users are replaced by the users' names.
 
     ``thread_title`` is the title of the message's thread or forum post. It is None if the message is not in a thread or
     forum post, or if the title is unknown.

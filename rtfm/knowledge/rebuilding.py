@@ -2,15 +2,16 @@
 
 This module decides how much work a guild needs:
 
-- If Chroma lost vectors, it copies the vectors that the archive stores.
-- If the embedding model changed, or there was none before, it embeds all texts again.
-- If the rules of linking and splitting changed, it also links all messages again.
+- If Chroma lost vectors, the vectors that the archive stores are copied to a new collection.
+- If the embedding model changed, or if there was no model before, all texts are embedded again.
+- If the rules of linking and splitting changed, all messages are also linked again.
 
 Searches and ingest use the old collection until the switch. The rebuild then catches up with the messages that ingest
-has written in the meantime. While it catches up for the last time and switches, ingest waits.
+has written in the meantime. While the rebuild catches up for the last time and switches, ingest waits.
 
-If a rebuild is killed before the switch, the old collection stays in use and the archive is unchanged. A rebuild that
-is killed before or after the switch may leave a collection in Chroma that is not in use. The next rebuild removes it.
+If a rebuild is killed before the switch, the old collection stays in use and the archive is unchanged. If a rebuild is
+killed before or after the switch, a collection that is not in use may be left in Chroma. The next rebuild removes this
+collection.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 
 BATCH = 500
-"""Messages or vectors that are read and written together in one batch."""
+"""Maximum number of messages or vectors that are read and written together."""
 
 _MAX_CATCH_UPS = 5
-"""Maximum number of times that a rebuild catches up while ingest continues. For the last catch-up, ingest waits."""
+"""Maximum number of times that a rebuild catches up while ingest continues. Then ingest waits for one last catch-up."""
 
 Work = Literal["nothing", "clean", "copy", "embed", "link"]
 """The work of a rebuild.
@@ -81,7 +82,7 @@ class RebuildPlan:
 def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> RebuildPlan:
     """Plan the rebuild of a guild. With ``force``, a guild that is up to date is linked and embedded again.
 
-    Raises Unavailable when a store does not answer, and ConfigError when an embedding model is needed and missing.
+    Raises Unavailable when a store does not respond, and ConfigError when an embedding model is needed and missing.
     """
     archive, embedding = knowledge.archive, knowledge.embedding
     known = archive.collections.find([guild_id]).get(guild_id)
@@ -123,8 +124,8 @@ def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> Rebuild
 def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[str, str]:
     """Return the guilds ('' for direct messages) that need a rebuild, with the reason for each.
 
-    ``model`` is the name of the embedding model, None if there is no model. This is fast, because vectors are counted
-    and not compared.
+    ``model`` is the name of the embedding model, None if there is no model. The function is fast, because it counts
+    vectors and does not compare them.
     """
     found = {}
     for guild_id in [*archive.guilds(), ""]:
@@ -146,7 +147,7 @@ def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> 
 def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
     """Do the same as ``find_due``, but compare only the recorded model and rules.
 
-    The time does not depend on the number of messages in the archive.
+    The time that this takes does not depend on the number of messages in the archive.
     """
     recorded = archive.collections.find([*archive.guilds(), ""])
     return {
@@ -159,7 +160,7 @@ def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
 def find_due_for(settings: Settings) -> dict[str, str]:
     """Call ``find_due`` with the stores and the embedding model of the settings. The model is not loaded.
 
-    Raises Unavailable when a store does not answer, and ConfigError for an archive of another version.
+    Raises Unavailable when a store does not respond, and ConfigError for an archive of another version.
     """
     archive = SqlArchive(settings.database_url)
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
@@ -211,9 +212,9 @@ def _reason_in_chroma(unchanged: RebuildPlan, *, force: bool) -> tuple[Work, str
 def rebuild(knowledge: Knowledge, rebuild_plan: RebuildPlan, *, progress: Progress = lambda *_: None) -> None:
     """Do the work of a plan. Searches use the old collection until the new collection is complete.
 
-    Raises Unavailable when a store does not answer, and ConfigError when another process rebuilds the guild or has
-    rebuilt it since the plan was made. After an error, the old collection is still in use, unless only removing it
-    failed.
+    Raises Unavailable when a store does not respond, and ConfigError when another process rebuilds the guild or has
+    rebuilt it since the plan was made. After an error, the old collection is still in use, unless the switch succeeded
+    and only removing the old collection failed.
     """
     if rebuild_plan.work == "nothing":
         return
@@ -285,7 +286,7 @@ def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:
 def _repeat_catch_up(catch_up: Callable[[], int]) -> None:
     """Call ``catch_up`` until it finds at most a batch of changes, or ``_MAX_CATCH_UPS`` times.
 
-    While the remaining changes are written, ingest has to wait.
+    Few changes should remain, because ingest has to wait while they are written.
     """
     for _ in range(_MAX_CATCH_UPS):
         if catch_up() <= BATCH:

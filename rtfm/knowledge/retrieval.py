@@ -29,19 +29,22 @@ from rtfm.markup import to_plain_name
 from rtfm.visibility import MAX_VISIBLE_CHANNELS
 
 MAX_QUESTION_CHARACTERS = 4_000
-"""Characters of a question that are used. This is Discord's limit for a member with Nitro."""
+"""Maximum number of characters of a question that are used. This is Discord's limit for a member with Nitro."""
 
 TAIL_SHARE = 0.35
-"""Share of the best passage's score below which passages are dropped. With 0.5, coverage is a point lower."""
+"""A passage is dropped if its score is less than this share of the best passage's score.
+
+With 0.5, coverage is a point lower."""
 
 DUPLICATE_COSINE = 0.98
-"""Cosine from which two passages count as duplicates. Only the better one is shown."""
+"""Two passages are duplicates if the cosine of their vectors is at least this. Only the better passage is shown."""
 
 FRESH_WEIGHT = 0.002
 FRESH_HALF_LIFE_MS = 365 * 24 * 3600 * 1000
-"""What the newest candidate's score gains, and the age at which half of the gain is left.
+"""The score of the newest candidate gains ``FRESH_WEIGHT``.
 
-The gain is so small that it decides only between nearly equal scores."""
+A candidate that is older by ``FRESH_HALF_LIFE_MS`` milliseconds gains half of this. The gain is so small that it
+decides only between nearly equal scores."""
 
 _MAX_NEARBY = 20
 """Maximum number of passages from around the best one that are added to a result."""
@@ -54,7 +57,7 @@ _USER_MENTION = re.compile(r"<@!?(\d+)>")
 
 @frozen(kw_only=True)
 class Ranks:
-    """A passage's ranks by meaning and by terms, from 1, and the values that they are based on, 0..1.
+    """A passage's ranks by meaning and by terms, from 1, and the values on which the ranks are based.
 
     ``meaning_rank`` and ``meaning`` are None without vectors. ``words_rank`` is None if the passage contains no term of
     the question.
@@ -89,8 +92,8 @@ class Explanation:
 class SearchResult:
     """The result of a search. ``passages``, best first, are empty if no passage is near enough to the question.
 
-    ``nearby`` are further passages that are near the best one in its channel. ``rebuild_due`` is the reason if the
-    search could not use vectors although there is a model, otherwise None.
+    ``nearby`` are further passages that are near the best one in its channel. If there is an embedding model but the
+    search could not use vectors, ``rebuild_due`` is the reason; otherwise it is None.
     """
 
     mode: Mode
@@ -131,8 +134,8 @@ class Retriever:
         """Prepare for searches. If ``embedding`` is None, they use terms alone.
 
         If at most ``exact_limit`` passages are visible, all their vectors are compared. Otherwise Chroma finds the
-        nearest vectors. By default, the limit is about the number from which comparing all vectors takes longer than a
-        query to Chroma.
+        nearest vectors. By default, the limit is about the number of passages from which comparing all vectors takes
+        longer than a query to Chroma.
         """
         self._archive = archive
         self._embedding = embedding
@@ -144,7 +147,7 @@ class Retriever:
         """Find at most ``limit`` passages of the guild (None: of direct messages), best first.
 
         A passage is visible if ``visible_channel_ids`` contains its channel, or the parent of its public thread or
-        forum post. Raises InvalidEvent for more than 20,000 channel ids, and Unavailable when a store does not answer.
+        forum post. Raises InvalidEvent for more than 20,000 channel ids, and Unavailable when a store does not respond.
         """
         if len(visible_channel_ids) > MAX_VISIBLE_CHANNELS:
             raise InvalidEvent(f"{len(visible_channel_ids)} visible channels are more than {MAX_VISIBLE_CHANNELS}")
@@ -165,7 +168,7 @@ class Retriever:
         return "lexical" if self._embedding is None else "hybrid"
 
     def mode_in(self, guild_id: str) -> Mode:
-        """Return the mode of search in a guild. It is lexical also if the guild's vectors are of another model."""
+        """Return the mode of search in a guild. If the guild's vectors are of another model, the mode is lexical."""
         return self._mode(self._archive.collections.find([guild_id]).get(guild_id) if self._embedding else None)
 
     def evidence(self, questions: Sequence[str], *, guild_id: str) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""The channels that a search from the command line may use. There, no Discord roles say what the reader may see."""
+"""The channels that a search from the command line may use. No Discord roles say what its reader may see."""
 
 from __future__ import annotations
 

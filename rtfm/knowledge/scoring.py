@@ -24,8 +24,8 @@ LEXICAL_WEIGHT = 0.5
 ANSWERED_WEIGHT, ANSWERED_WEIGHT_LEXICAL = 0.06, 0.03
 """The weights of the combined score. Other values near them give about the same quality (docs/decisions/0011).
 
-The last two, for hybrid and keyword search, apply to passages with at least two speakers. A message that nobody replied
-to rarely contains an answer."""
+The ``ANSWERED`` weights, for hybrid and for keyword search, are added for passages with at least two speakers, because
+a message without a reply rarely contains an answer."""
 
 KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
@@ -98,7 +98,7 @@ class Nearness:
 def nearness(
     candidate: Candidate, vectors: PassageVectors, question: Vectors | None, scorer: LexicalScorer
 ) -> Nearness:
-    """Compare a passage with a question: by meaning and terms, or by terms alone if one of them has no vector."""
+    """Compare a passage with a question: by meaning and terms, or by terms alone if a vector is missing."""
     points = scorer.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
     share = scorer.share(points)

@@ -1,8 +1,9 @@
 """Splits one long text into parts, so that the embedding model reads each part completely. Pure.
 
 The number of a part's tokens is estimated, not computed with the model's tokenizer, because the parts must be the same
-with any model and without a model. No text is lost between parts. A code block that fits into a part is never split. A
-longer code block is split between its lines, and its lines are a code block in each part.
+with any model and without a model. Between parts, only white space is lost. If a code block fits into a part, it is not
+split. A longer code block is split between its lines, or within a line that does not fit. Then the code in each part is
+a code block again.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import re
 from collections.abc import Iterator
 
 MAX_TOKENS = 220
-"""Maximum number of tokens of a part, by estimate. The model reads 256.
+"""Maximum number of tokens of a part, by estimate. The embedding model reads 256.
 
-On chat, code, logs, hex and several languages, the estimate was at most an eighth too low. Mostly it is a fifth too
+On chat, code, logs, hex and several languages, the estimate was at most an eighth too low. Mostly it was a fifth too
 high."""
 
 _MAX_WORD_LETTERS = 100
-"""Letters of the longest word that BERT's tokenizer splits into tokens. A longer word is one unknown token."""
+"""BERT's tokenizer splits a word of at most this many letters into tokens. A longer word is one unknown token."""
 
 _WORD = re.compile(r"[^\W_]+|\S")
 _VOWEL = re.compile("[aeiouy]", re.IGNORECASE)
@@ -27,7 +28,7 @@ _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|\Z)\s*", re.DOTALL)
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate the number of tokens of ``text`` in BERT's tokenizer: one per mark, about one per three letters."""
+    """Estimate the number of tokens of ``text`` in BERT's tokenizer: one per mark, and one per about three letters."""
     words = _WORD.findall(text)
     return 2 + len(words) + sum([_estimate_word_tokens(word) - 1 for word in words if len(word) > 1])
 
@@ -45,7 +46,7 @@ def _estimate_word_tokens(word: str) -> int:
     if not word.isalpha():
         return (3 * length + 3) // 4
     if length > 16 or (length > 5 and word.isupper()) or (length > 3 and len(_VOWEL.findall(word)) * 5 < length):
-        return (2 * length + 2) // 3  # not a word of a language
+        return (2 * length + 2) // 3  # probably not a word of a language
     return 1 if length <= 4 else 2 if length <= 7 else (length + 1) // 3
 
 
@@ -67,7 +68,7 @@ def split(text: str, max_tokens: int = MAX_TOKENS) -> list[str]:
 
 
 def _iter_pieces(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield pieces that fit into a part, each with the separator that joins it to the piece before."""
+    """Yield pieces that fit into a part, each with the separator that joins it to the previous piece."""
     end = 0
     for block in _BLOCK.finditer(text):
         yield from _split_prose(text[end : block.start()], max_tokens)

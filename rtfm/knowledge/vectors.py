@@ -29,7 +29,7 @@ from rtfm.knowledge.float32 import Vectors
 CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 30.0
 IDLE_S = 5.0
-"""Idle seconds after which a connection is not used again.
+"""A connection is not used again after it was idle for this many seconds.
 
 An idle connection may be broken without notice, and a new connection takes only 1 ms."""
 
@@ -37,7 +37,7 @@ _BATCH = 1000
 """Maximum number of entries of a request. Chroma's limit is 5,461 with SQLite. Larger requests take more memory."""
 
 _REFUSES_CONTENT = frozenset({400, 413, 414, 422})
-"""HTTP statuses after which Chroma can never store the content. 404 and 409 depend on its current state instead."""
+"""HTTP statuses that mean that Chroma can never store the content. 404 and 409 depend on Chroma's current state."""
 
 _IDS_PER_PAGE = 10_000
 """Maximum number of ids that a request reads."""
@@ -63,7 +63,7 @@ class WrongCollection(ConfigError):
 class ChromaVectors:
     """The vectors on a Chroma server. Thread-safe.
 
-    Every method raises Unavailable when Chroma does not answer, and InvalidEvent when Chroma can never store a value.
+    Every method raises Unavailable when Chroma does not respond, and InvalidEvent when Chroma can never store a value.
     """
 
     def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
@@ -72,14 +72,14 @@ class ChromaVectors:
         self._url = redact_address(url).rstrip("/")
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self._request_timeout_s = request_timeout_s
-        # A collection's name must begin with a letter or digit.
+        # A collection's name must begin with a letter or digit, so an x is added to another prefix.
         self._prefix = prefix if prefix[:1].isalnum() else f"x{prefix}" if prefix else ""
         self._lock = threading.Lock()
         self._cached_client: Any = None
         self._collections: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Raise Unavailable unless Chroma answers."""
+        """Raise Unavailable unless Chroma responds."""
         try:
             run_within(
                 CONNECT_TIMEOUT_S,
@@ -210,7 +210,7 @@ class ChromaVectors:
             try:
                 yield collection
             except Exception:  # raised again
-                # The cached id may be outdated, because the collection was removed and created again.
+                # The collection may have been removed and created again, so that the cached id is outdated.
                 self._collections.pop(name, None)
                 raise
 
@@ -232,7 +232,7 @@ class ChromaVectors:
     def _client(self) -> Any:
         with self._lock:
             if self._cached_client is None:
-                # The constructor of Chroma's client makes requests without a timeout.
+                # The constructor of Chroma's client makes requests without a timeout, so Chroma is checked first.
                 self.check()
                 self._cached_client = run_within(
                     self._request_timeout_s,
@@ -261,7 +261,8 @@ class ChromaVectors:
                 raise self._unavailable(exc) from exc
             raise WrongCollection(f"Chroma at {self._url}: {str(exc).partition(chr(10))[0]}", hint=_REBUILD) from exc
         except (httpx.TransportError, TimeoutError) as exc:
-            # The other connections of the client may be broken, too, and each would take as long to fail.
+            # The other connections of the client may be broken, too, and each of them would take as long to fail. So
+            # all of them are closed.
             self.close()
             raise self._unavailable(exc) from exc
         except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
@@ -271,7 +272,7 @@ class ChromaVectors:
     def _raise_refusal(self, reply: httpx.Response) -> None:
         """Raise InvalidEvent if Chroma refuses the content, and Unavailable for an error that is not from Chroma.
 
-        Chroma's client cannot tell these apart. It raises the other errors itself.
+        Chroma's client cannot tell these two cases apart. The client raises all other errors itself.
         """
         if not reply.is_error:
             return
@@ -345,7 +346,7 @@ def _connect(
         ssl=is_https,
         settings=Settings(anonymized_telemetry=False, chroma_http_keepalive_secs=IDLE_S),
     )
-    # The client has no setting for a timeout. Without these lines, it would wait for an answer without limit.
+    # The client has no setting for a timeout. Without the lines below, it would wait for a response without limit.
     session = client._server._session  # type: ignore[attr-defined]  # not public
     session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)
     if credentials:

@@ -61,7 +61,10 @@ def strip_mentions(text: str) -> str:
 
 @lru_cache(maxsize=50_000)
 def _stem(word: str) -> str:
-    """Remove plural endings, -ing, -ed and -ly. A word with anything but ASCII letters stays as it is."""
+    """Remove 's, plural endings, -ing, -ed, -ly and a final e.
+
+    If a word is shorter than four characters or contains anything but ASCII letters, only 's is removed.
+    """
     word = word.removesuffix("'s")
     if len(word) < 4 or not (word.isascii() and word.isalpha()):
         return word

@@ -1,9 +1,10 @@
-"""The handler of ``bot-queries``. It answers each query once, and stores the answer before it is produced.
+"""The handler of ``bot-queries``. It answers each query once, and stores each answer before it returns it.
 
 - If Kafka delivers a record again, the handler returns the stored answer and does not call the model.
-- A second record with the same query produces nothing.
-- A query that breaks a rule gets the outcome REFUSED with the rule.
-- A query that an erasure covers gets the outcome NOT_FOUND.
+- If a second record contains the same query, the handler returns no response to this record.
+- If a query breaks a rule, its outcome is REFUSED, and the response names the rule. If the ``query_id`` breaks a rule,
+  the handler raises InvalidEvent instead.
+- If an erasure covers a query, its outcome is NOT_FOUND.
 
 The pipeline reads the records and produces the responses.
 """
@@ -28,7 +29,7 @@ _log = get_logger(__name__)
 
 @frozen(kw_only=True)
 class Answering:
-    """The handler of ``bot-queries``. Raises Unavailable when the archive or Chroma does not answer."""
+    """The handler of ``bot-queries``. Raises Unavailable when the archive or Chroma does not respond."""
 
     answerer: Answerer
     archive: SqlArchive
@@ -39,10 +40,11 @@ class Answering:
         return [Output(topic=RESPONSES, event=response) for response in responses if response is not None]
 
     def _respond(self, record: Record) -> BotResponse | None:
-        """Return the response to the query of ``record``, or None if another record of the same query got it.
+        """Return the response to the query of ``record``, or None if another record with this query was answered.
 
         After a crash or a rebalance, Kafka may deliver a record again. This method then returns the same response
-        again, because it cannot know whether the response was produced. The pipeline's transactions commit it once.
+        again, because it cannot know whether the response was produced. The pipeline's transactions commit the response
+        only once.
         """
         query = record.event
         if not isinstance(query, BotQuery):
@@ -54,8 +56,9 @@ class Answering:
         made_by = f"{record.topic}-{record.partition}-{record.offset}"
         stored = self.archive.answers.find(query.query_id)
         if stored is None:
-            # The answer is stored before it is produced, so that it is found here if the record is repeated after a
-            # crash. If two processors answer the same query at the same time, the answer that is stored first is kept.
+            # The answer is stored before the pipeline produces it. If Kafka delivers the record again after a crash,
+            # ``find`` above returns the stored answer. If two processors answer the same query at the same time, the
+            # answer that is stored first is kept.
             stored = self.archive.answers.store(self._answer(record, query, broken), made_by=made_by)
             _log.info(
                 "answered",

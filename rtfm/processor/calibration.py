@@ -1,7 +1,8 @@
 """Calibrates the floors of guilds that have grown, in a thread beside ingest.
 
-This module owns the thread and its queue. Only one processor at a time calibrates a guild, and ingest never waits for a
-calibration. The queue is lost when the process ends, but a guild is queued again when its next message is ingested.
+This module owns the thread and its queue. A guild is calibrated by only one processor at a time. Ingest does not wait
+for a calibration. When the process ends, the contents of the queue are lost, but a guild is queued again when its next
+message is ingested.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from rtfm.knowledge.floor import calibrate
 from rtfm.telemetry import get_logger
 
 RETRY_S = 15.0
-"""Seconds until a calibration is retried, if the archive or Chroma did not answer."""
+"""If a calibration fails because a store does not respond, it is retried after this many seconds."""
 
 STOP_TIMEOUT_S = 5.0
-"""Seconds that the shutdown waits for the thread, which finishes its current search before it ends."""
+"""Maximum number of seconds that the shutdown waits for the thread to finish its current search and end."""
 
 _log = get_logger(__name__)
 
@@ -30,8 +31,8 @@ class Calibration:
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
         self._retry_s = retry_s
-        # None ends the thread. A guild may be in the queue more than once. Its floor is calibrated the first time, and
-        # is not due any more the next time.
+        # None ends the thread. If a guild is in the queue more than once, its floor is calibrated the first time. The
+        # next time, the floor is not due any more, so nothing is calibrated.
         self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)

@@ -1,8 +1,8 @@
 """Ingest: the handler that applies events of ``discord-messages`` to the archive and Chroma.
 
 It decides which version of a message is the newest and which fields are stored. ``indexing`` then updates the
-conversations, passages and vectors. An event that arrives late never overwrites a newer version, a message never moves
-to another channel, and handling a batch twice changes nothing. The pipeline reads the records.
+conversations, passages and vectors. If an event arrives late, it does not overwrite a newer version of its message. No
+event moves a message to another channel. Handling a batch again changes nothing. The pipeline reads the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
 
 MAX_TEXT_CHARACTERS = 64 * 1024
-"""Characters of an attached text file that are stored. The bot never sends more."""
+"""Maximum number of characters of an attached text file that are stored. The bot never sends more."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -33,7 +33,7 @@ _log = get_logger(__name__)
 
 
 class HasEvent(Protocol):
-    """A record with the only field that ingest needs."""
+    """A record. Ingest needs only its event."""
 
     @property
     def event(self) -> object:
@@ -43,7 +43,7 @@ class HasEvent(Protocol):
 
 @frozen(kw_only=True)
 class Ingest:
-    """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not answer.
+    """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not respond.
 
     After each batch, ``on_guilds_changed`` is called with the ids of the guilds whose messages were changed.
     """
@@ -101,7 +101,7 @@ class Ingest:
 
 
 def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool:
-    """Apply an event to ``state``, and return whether it changed its message."""
+    """Apply an event to ``state``, and return whether the event changed its message."""
     before = state.messages.get(event.message_id)
     guild_id = _guild_of(event, before)
     known = state.channels.get((guild_id, event.channel_id))
@@ -117,8 +117,9 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
         return False
     after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
-    # The DELETED event of an erased message must not store the facts of an erased channel again. A channel without
-    # facts in the archive has no messages there either, so nothing is lost.
+    # If the DELETED event is about an erased message, the facts of its channel are not stored again, because the
+    # channel may be erased, too. If the archive has no facts of the channel, it has no messages of the channel either,
+    # so the facts are not needed.
     if not erased and channel is not None and channel != known:
         state.channels[channel.place] = channel
         state.touched_channels[channel.place] = channel
@@ -143,8 +144,8 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
     )
     if known is not None:
         return known.merge(seen, unchanged=unchanged)
-    # A deletion without facts would store the channel with the kind UNKNOWN, which counts as private. An import could
-    # not correct this later, because imports never widen who can read a channel.
+    # If a deletion without facts were stored, the channel would have the kind UNKNOWN, which counts as private. A later
+    # import could not correct the kind, because imports never widen who can read a channel.
     has_facts = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
     return seen if has_facts else None
 
@@ -152,8 +153,8 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
 def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
     """Return the guild of the event's message, '' for direct messages.
 
-    A DELETED event may lack the guild. So a deleted message in the archive may have no guild, and a later event may
-    name it. Raises InvalidEvent if the event names another channel or guild than the archive.
+    A DELETED event may lack the guild. So if a deleted message in the archive has no guild, a later event may name the
+    guild. Raises InvalidEvent if the event names another channel or guild than the archive.
     """
     guild_id = guild_key(event.guild_id)
     if before is None:
@@ -168,7 +169,8 @@ def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
 
 
 def _newer_version(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
-    # The time is doubled, so that an EDITED event has a higher version than a CREATED event with the same edit time.
+    # The version is twice the time, plus 1 for an EDITED event. So an EDITED event has a higher version than a CREATED
+    # event with the same edit time.
     version = 2 * (event.edited_at or event.created_at) + (event.change is MessageChange.EDITED)
     if before is not None and (before.deleted or before.version >= version):
         return None

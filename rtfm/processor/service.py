@@ -1,9 +1,9 @@
 """The processor as a service: starts, runs and stops the pipelines of ingest and answering.
 
-While a dependency is down, the service logs this once, reports that it is not ready, and waits. The service ends with
-an error if an operator must change something, if a partition has too many dead letters, or after a defect. On SIGTERM
-or SIGINT it finishes the records that it has begun, for at most ``SHUTDOWN_GRACE_S`` seconds. A second signal ends it
-at once.
+If a dependency is down, the service logs the error once, reports that the service is not ready, and waits. The service
+ends with an error if an operator must change something, if a partition has too many dead letters, or after a defect. On
+SIGTERM or SIGINT it finishes the records that it has begun, for at most ``SHUTDOWN_GRACE_S`` seconds. A second signal
+ends the service at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ INGEST_BATCH = 500
 """Maximum number of messages of a partition that are embedded in one call and written in one transaction."""
 
 GC_THRESHOLD = 20_000
-"""New objects after which the garbage collector runs. Some hundred records exceed Python's default, 700."""
+"""The garbage collector runs after this many new objects.
+
+Python's default is 700, and some hundred records already consist of more objects than that."""
 
 Part = Literal["ingest", "answer"]
 
@@ -47,7 +49,7 @@ _log = get_logger(__name__)
 
 @frozen
 class Handlers:
-    """The handlers of the two pipelines. Each future is set when the dependencies of its handler are loaded."""
+    """The handlers of the two pipelines. Each future is set when its handler can be called."""
 
     ingest: Future[Handler] = field(factory=Future)
     answer: Future[Handler] = field(factory=Future)
@@ -67,7 +69,7 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
         contracts = open_contracts(settings)
         handlers = Handlers()
         pipelines = _build_pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
-        # The pipelines join their groups while the handlers load. They end before ``closing`` closes the stores.
+        # The pipelines join their groups while the handlers load, and end before ``closing`` closes the stores.
         with ExitStack() as closing, _run_pipelines(settings, pipelines, stopping):
             if _prepare_handlers(settings, contracts, only, stopping, starting, handlers, health, closing):
                 starting.clear()
@@ -125,8 +127,8 @@ def tune_garbage_collector() -> None:
     """Exclude all current objects from garbage collection, and let the collector run less often.
 
     Unfinished records consist of many objects that live until their transaction ends. With Python's defaults, the
-    collector traverses them again and again, which took a fifth of the time of a record. The current objects can be
-    excluded because a service never frees the objects that it loads at its start.
+    collector traverses these objects again and again. This took a fifth of the time in which a record is processed. The
+    current objects can be excluded because a service never frees the objects that it loads at its start.
     """
     gc.collect()
     gc.freeze()
@@ -143,13 +145,13 @@ def _prepare_handlers(
     health: Health,
     closing: ExitStack,
 ) -> bool:
-    """Wait for the dependencies, migrate the archive and set the ``handlers``; return False if stopped meanwhile."""
+    """Wait for the dependencies, migrate the archive and set the ``handlers``; return False if ``stop`` is set."""
     from rtfm.knowledge import open_knowledge
 
     knowledge = open_knowledge(settings)
     closing.callback(knowledge.close)
     # With wait_s=0, ``migrate`` does not wait for a migration by another process. Instead, ``retry_until_available``
-    # calls it again, so that the wait can be interrupted.
+    # calls ``migrate`` again, so that the wait can be interrupted.
     steps: list[Callable[[], object]] = [partial(knowledge.archive.migrate, wait_s=0), knowledge.vectors.check]
     if only != "ingest":
         codec = contracts.codec(RESPONSES)
@@ -192,7 +194,10 @@ def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
 
 @contextmanager
 def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
-    """Run ``pipelines`` in threads during the block, then stop them. Raises their first error."""
+    """Run ``pipelines`` in threads during the block, then stop the pipelines.
+
+    Raises the first error of a pipeline, or Unfinished if a pipeline did not stop within ``SHUTDOWN_GRACE_S``.
+    """
     failures: list[BaseException] = []
 
     def work(pipeline: Pipeline) -> None:

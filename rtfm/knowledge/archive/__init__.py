@@ -1,7 +1,7 @@
-"""The archive: every message, passage, stored answer and setting, in PostgreSQL.
+"""The archive: the messages, passages, stored answers and guild settings, in PostgreSQL.
 
-An event that arrives late never overwrites a newer version of its message. Every write is idempotent. This package
-does not embed texts and does not link messages, and it ranks passages by terms only.
+If an event arrives late, it does not overwrite a newer version of its message. Repeating a write changes nothing. This
+package does not embed texts, link messages or compare vectors. It ranks passages by terms only.
 """
 
 from __future__ import annotations

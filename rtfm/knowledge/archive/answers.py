@@ -1,7 +1,8 @@
-"""The stored answers: one row for each query, with the answer and the record that was answered.
+"""The stored answers: one row for each answered query, with the answer and the name of the answered record.
 
-The first answer to a query is never replaced by another answer. An answer that has a removed message as a source is
-withdrawn before it is stored or returned. The caller decides what to do when it has a second answer to a query.
+The first answer to a query is never replaced by another answer. If a source of an answer is a removed message, the
+answer is withdrawn before it is stored or returned. If a caller has made a second answer to a query, the caller decides
+what to do with it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rtfm.knowledge.archive.tables import answers
 
 @frozen(kw_only=True)
 class StoredAnswer:
-    """A stored answer. ``made_by`` names the record that it answers, as ``topic-partition-offset``."""
+    """A stored answer. ``made_by`` is the name of the answered record: ``topic-partition-offset``."""
 
     response: BotResponse
     made_by: str
@@ -44,21 +45,21 @@ class ArchiveAnswers:
         self._database = database
 
     def find(self, query_id: str) -> StoredAnswer | None:
-        """Return the stored answer to a query, or None. It is withdrawn if one of its sources was removed."""
+        """Return the stored answer to a query, withdrawn if one of its sources was removed; None if there is none."""
         statement = select(answers.c.response, answers.c.made_by).where(answers.c.query_id == query_id)
         with self._database.begin() as connection:
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
             stored = StoredAnswer(response=_to_response(row.response), made_by=row.made_by)
-            # A deletion withdraws the answers that use the message. If a message is erased and not deleted yet, the row
-            # of an answer that uses it is possibly not withdrawn.
+            # When ingest deletes a message, it withdraws the stored answers that use the message. If a message is
+            # erased but not deleted yet, such an answer may not be withdrawn yet, so it is withdrawn here.
             return attrs.evolve(stored, response=_withdraw_if_removed(connection, stored.response))
 
     def store(self, response: BotResponse, *, made_by: str) -> StoredAnswer:
-        """Store an answer unless its query has one already, and return the answer that is stored afterwards.
+        """Store ``response``, unless its query has a stored answer already, and return the query's stored answer.
 
-        An answer that has a removed message as a source is withdrawn before it is stored or returned.
+        If a source of the answer is a removed message, the answer is withdrawn before it is stored or returned.
         """
         with self._database.begin() as connection:
             lock_removals(connection, shared=True)
@@ -69,7 +70,8 @@ class ArchiveAnswers:
                 "answered_at": response.answered_at,
                 "made_by": made_by,
             }
-            # On conflict, an update that changes nothing: DO NOTHING would not return the row that exists.
+            # If the query has a row already, the statement makes an update that changes nothing. DO NOTHING would not
+            # return the existing row.
             statement = (
                 insert(answers)
                 .values(values)
@@ -83,7 +85,7 @@ class ArchiveAnswers:
         return StoredAnswer(response=stored, made_by=row.made_by)
 
     def find_readable(self, message_ids: Collection[str]) -> set[str]:
-        """Return the ids among ``message_ids`` of messages that are in the archive and neither deleted nor erased."""
+        """Return those of ``message_ids`` whose messages are in the archive and neither deleted nor erased."""
         statement = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND {IS_READABLE}")  # noqa: S608 - a constant
         with self._database.begin() as connection:
             return set(connection.execute(statement, {"ids": list(message_ids)}).scalars())

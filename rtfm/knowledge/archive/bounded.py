@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL that wait only a limited time for an answer.
+"""Connections to PostgreSQL that wait only a limited time for a response.
 
-PostgreSQL can limit the time of a statement, but this limit works on the server. It does not help a client that gets no
-answer because the connection is broken, for example because a firewall dropped it or a proxy hangs.
+PostgreSQL can limit the time of a statement, but only the server applies this limit. If the connection is broken, for
+example by a firewall or by a proxy that hangs, the client gets no response and would wait without limit.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 DIALECT = "postgresql+bounded"
 PING_TIMEOUT_S = 3.0
-"""Seconds that an idle connection has to answer a ping. SQLAlchemy pings a connection before it uses it again."""
+"""Time within which a connection must respond to a ping, in seconds.
+
+SQLAlchemy pings an idle connection before using it again."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that closes itself when an answer takes longer than ``answer_timeout_s``; None means no limit."""
+    """A connection that closes itself when a response takes longer than ``answer_timeout_s``; None means no limit."""
 
     answer_timeout_s: float | None = None
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait for an answer as psycopg does, but at most ``answer_timeout_s``, unless ``timeout`` is given.
+        """Wait for a response as psycopg does, for at most ``timeout`` or, if that is None, ``answer_timeout_s``.
 
         psycopg calls this method for every request. Raises OperationalError when the time is over.
         """
@@ -57,13 +59,13 @@ class BoundedDialect(PGDialect_psycopg):
     supports_statement_cache = True
 
     def connect(self, *arguments: Any, answer_timeout_s: float | None = None, **options: Any) -> Any:
-        """Connect, and limit the time of each answer to ``answer_timeout_s``."""
+        """Connect, and limit the time of each response to ``answer_timeout_s``."""
         connection = BoundedConnection.connect(*arguments, **options)
         connection.answer_timeout_s = answer_timeout_s
         return connection
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Return whether the connection answers within ``PING_TIMEOUT_S``."""
+        """Return whether the connection responds within ``PING_TIMEOUT_S``."""
         with dbapi_connection.limit_answer_time(PING_TIMEOUT_S):
             return bool(super().do_ping(dbapi_connection))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
 

@@ -3,8 +3,9 @@
 A row also names the embedding model and the version of the rules with which the guild's vectors and passages were made.
 
 This module also owns the *fence*, a lock for each guild that keeps ingest and rebuilds apart. A batch of ingest holds
-it in shared mode during its transaction. A rebuild holds it exclusively while it switches the guild to a new
-collection. Therefore a batch commits only if its guilds still use the collections that the batch wrote to.
+the fence in shared mode during the transaction of the batch. A rebuild holds the fence exclusively while it switches
+the guild to a new collection. Therefore a batch commits only if its guilds still use the collections that the batch
+wrote to.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class ArchiveCollections:
             )
 
     def ids_with_vectors(self, table: EntryTable, guild_id: str, after: str, *, limit: int) -> list[str]:
-        """Return the next ``limit`` ids, after the id ``after``, of a guild's passages or messages with a vector."""
+        """Return ids of a guild's passages or messages with a vector: the first ``limit`` ids after ``after``."""
         rows, key = _VECTOR_TABLES[table]
         statement = (
             select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows), key > after).order_by(key).limit(limit)
@@ -99,7 +100,7 @@ class ArchiveCollections:
             return list(connection.execute(statement).scalars())
 
     def vectors_of(self, table: EntryTable, ids: Iterable[str]) -> list[StoredVector]:
-        """Return the vectors of the passages or messages ``ids``; rows without a vector are left out."""
+        """Return the vectors of the passages or messages with these ``ids``; rows without a vector are left out."""
         rows, key = _VECTOR_TABLES[table]
         statement = select(key.label("id"), rows.c.passage_id, rows.c.vector).where(
             key.in_(list(ids)), *_has_vector(rows)
@@ -109,7 +110,7 @@ class ArchiveCollections:
 
     @contextmanager
     def block_ingest(self, guild_id: str) -> Iterator[None]:
-        """Prevent batches of ingest for this guild from committing inside the block; they wait until its end.
+        """Prevent ingest from committing batches of this guild inside the block. Ingest waits until its end.
 
         The archive must have a single connection, because the lock belongs to the connection.
         """
@@ -136,8 +137,8 @@ def _has_vector(rows: TableClause) -> tuple[Any, ...]:
 def lock_collections(connection: Connection, expected: Sequence[GuildCollection]) -> None:
     """Lock the guilds of ``expected`` against a switch of their collections until the transaction ends.
 
-    A guild that has no collection yet gets its ``expected`` one. Raises CollectionChanged if a guild has another
-    collection than the ``expected`` one.
+    If a guild has no collection yet, its ``expected`` collection is stored. Raises CollectionChanged if a guild has
+    another collection than the ``expected`` one.
     """
     if not expected:
         return
@@ -149,7 +150,8 @@ def lock_collections(connection: Connection, expected: Sequence[GuildCollection]
         ).bindparams(bindparam("guilds", type_=ARRAY(Text))),
         {"guilds": guild_ids},
     )
-    # If two batches insert the first collection of a guild, the second waits for the first and then reads its row.
+    # If two batches insert the first collection of a guild, the second batch waits until the first batch has committed,
+    # and then reads the row that the first batch has inserted.
     ordered = sorted(map(attrs.asdict, expected), key=lambda row: str(row["guild_id"]))
     connection.execute(insert(collections).on_conflict_do_nothing(), ordered)
     statement = select(collections).where(collections.c.guild_id.in_(guild_ids))

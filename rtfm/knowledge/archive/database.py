@@ -22,26 +22,28 @@ from rtfm.telemetry import get_logger
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 60
-"""Seconds that a statement may take, and that a transaction may be idle.
+"""Maximum number of seconds that a statement may take, and that a transaction may be idle.
 
-Without the limits, a client that has vanished would keep its locks."""
+Without these limits, the locks of a vanished client would stay."""
 
 ANSWER_MARGIN_S = 5
-"""Seconds beyond the limit for a statement after which the client closes a connection that does not answer."""
+"""The client closes a connection if there is no response this many seconds after the limit for a statement."""
 
 LOCK_TIMEOUT_S = 2
-"""Seconds that a migration waits for the lock of a table.
+"""Maximum number of seconds that a migration waits for the lock of a table.
 
 The limit is short because other statements on the table have to wait behind the migration."""
 
 MIGRATION_WAIT_S = 1800
-"""Seconds that a process waits while another one migrates. An index over many millions of rows takes minutes."""
+"""Maximum number of seconds that a process waits for a migration by another process.
+
+Creating an index over many millions of rows takes minutes."""
 
 _LOCK_POLL_S = 0.5
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# The key of the advisory lock. It is a number that no other program uses in this database.
+# The key of the advisory lock for migrations. No other program may use this number in the archive's database.
 _MIGRATION_LOCK = 7_305_108_171
 
 _FIND_MIGRATING_BACKEND = """
@@ -90,14 +92,14 @@ class Database:
         try:
             self._engine = create_engine(
                 f"{DIALECT}://{rest}",
-                # A new connection would not have the temporary tables. So a broken connection must not be replaced.
+                # If ``temporary``, a broken connection must not be replaced: a new one would not have the tables.
                 pool_pre_ping=not temporary,
                 pool_size=1 if temporary else 5,
                 max_overflow=0 if temporary else 15,
                 connect_args={
                     "connect_timeout": CONNECT_TIMEOUT_S,
-                    # PostgreSQL's defaults suit long statements that read pages from the disk. The statements of the
-                    # archive are short, and mostly read cached pages by index.
+                    # PostgreSQL's defaults for planning suit long statements that read pages from the disk. These
+                    # options suit the archive, whose statements are short and mostly read cached pages by index.
                     "options": "-c timezone=UTC -c random_page_cost=1.1 -c jit=off "
                     + ("-c search_path=pg_temp" if temporary else timeouts),
                     "answer_timeout_s": None if temporary else statement_timeout_s + ANSWER_MARGIN_S,
@@ -106,7 +108,7 @@ class Database:
             )
         except (exc.ArgumentError, ValueError):
             raise ConfigError("DATABASE_URL cannot be parsed") from None
-        # The reader uses the same pool, but sends no BEGIN and COMMIT around statements.
+        # The reader uses the same connections, but sends no BEGIN and COMMIT around statements.
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._migrations = migrations
         self._migrating = threading.Lock()
@@ -115,7 +117,7 @@ class Database:
     def begin(self) -> Iterator[Connection]:
         """Open a transaction, which commits at the end of the block.
 
-        Raises Unavailable when PostgreSQL does not answer, ConfigError if the tables are missing, and InvalidEvent for
+        Raises Unavailable when PostgreSQL does not respond, ConfigError if the tables are missing, and InvalidEvent for
         a value that can never be stored.
         """
         with self._translate_errors(), self._engine.begin() as connection:
@@ -123,7 +125,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a connection for reads, each of which sees all earlier commits. Raises what ``begin`` raises."""
+        """Open a connection for reads. Each read sees all earlier commits. Raises what ``begin`` raises."""
         with self._translate_errors(), self._reader.connect() as connection:
             yield connection
 
@@ -138,14 +140,15 @@ class Database:
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
         """Migrate the tables to the newest step.
 
-        Several processes may call this at once, and others may read and write meanwhile. Each step is its own
-        transaction, so the finished steps stay when a later one fails. Raises Unavailable when a table to be changed
-        stays locked, or when another process is still migrating after ``wait_s``. Raises ConfigError if the tables are
-        at a step that this version does not know.
+        Several processes may call this method at once, and other connections may read and write meanwhile. Each step
+        has its own transaction, so if a step fails, the earlier steps stay. Raises Unavailable when a table to be
+        changed stays locked, or when another process is still migrating after ``wait_s`` seconds. Raises ConfigError if
+        the tables are at a step that this version does not know.
         """
         if self._is_current():
             return
-        # Alembic takes a fifth of the start of `ask`, so it is imported only when a migration is needed.
+        # Importing Alembic takes a fifth of the time in which `ask` starts. So it is imported only when a migration is
+        # needed.
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError
@@ -158,7 +161,7 @@ class Database:
                 self._take_migration_lock(connection, wait_s, sleep)
                 connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
                 connection.execute(text("SET statement_timeout = 0"))
-                # Creating an index may take any time.
+                # The time of a response is not limited, because creating an index may take any time.
                 _driver_connection(connection).answer_timeout_s = None
                 connection.commit()
                 config.attributes["connection"] = connection
@@ -174,7 +177,8 @@ class Database:
                 connection.invalidate()
 
     def _take_migration_lock(self, connection: Connection, wait_s: float, sleep: Callable[[float], None]) -> None:
-        # Polled: a statement that waits for the lock would block the CREATE INDEX CONCURRENTLY of the other process.
+        # The lock is polled, because a statement that waits for the lock would block the other process while it creates
+        # an index with CREATE INDEX CONCURRENTLY.
         key = {"key": _MIGRATION_LOCK}
         waited_s = 0.0
         while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
@@ -204,7 +208,7 @@ class Database:
         return found is not None and newest.startswith(f"s{found}_")
 
     def check(self) -> None:
-        """Raise Unavailable if the archive does not answer, and ConfigError if it has no tables."""
+        """Raise Unavailable if the archive does not respond, and ConfigError if it has no tables."""
         with self.begin() as connection:
             connection.execute(text("SELECT 1 FROM messages LIMIT 1"))
 
@@ -241,13 +245,13 @@ def _driver_connection(connection: Connection) -> BoundedConnection:
 def _to_printable_address(database_url: str) -> str:
     try:
         _ = urlsplit(database_url).port
-    except ValueError:  # not chained: its message contains the wrong port, which may be a part of the password
+    except ValueError:  # not chained, because the ValueError contains the wrong port, maybe a part of the password
         raise ConfigError("DATABASE_URL: the port is not a number") from None
     return redact_address(database_url).partition("://")[2]
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of the driver's error, without the statement, whose parameters may contain messages."""
+    """Return the first line of the driver's error. The statement is left out: its parameters may contain messages."""
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, UnicodeEncodeError):
         return "not valid UTF-8"  # str(cause) would contain the text

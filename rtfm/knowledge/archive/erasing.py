@@ -1,8 +1,8 @@
 """Erases a person, a channel or a guild: writes the row in ``erasures`` and withdraws the affected answers.
 
-As soon as the row is committed, no message of the target is found, shown or ingested. An interrupted erasure can be
-resumed. This module does not remove messages: the caller produces a DELETED event for each erased message, and
-ingest removes it.
+As soon as the row is committed, the erased messages are not found, shown or ingested any more. An interrupted erasure
+can be resumed. This module does not remove messages: the caller produces a DELETED event for each erased message, and
+ingest removes the message.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ASKED_BY_TARGET: Mapping[Scope, str] = {
 _HAS_SOURCE_THAT_MENTIONS = f"""{SOURCE_MESSAGE_IDS} ?| ARRAY(
     SELECT message_id FROM messages AS m WHERE :guild IN ('', m.guild_id) AND (:id = ANY(mentioned_user_ids)
         OR position('<@' || :id || '>' IN content) > 0 OR position('<@!' || :id || '>' IN content) > 0))"""  # noqa: S608 - a constant
-"""SQL condition: a stored answer has a source that mentions the person, so the answer may contain their name."""
+"""SQL condition: a stored answer has a source that mentions the person, so the answer may contain the person's name."""
 
 _NOT_WITHDRAWN = "response ->> 'reason' IS DISTINCT FROM 'SOURCE_REMOVED'"
 
@@ -53,7 +53,7 @@ class Target:
 
 @frozen(kw_only=True)
 class ErasureCounts:
-    """The number of rows that an erasure removes, and of stored answers that it withdraws."""
+    """The numbers of messages, passages and vectors that an erasure removes, and of answers that it withdraws."""
 
     messages: int
     passages: int
@@ -77,8 +77,9 @@ class ErasedMessage:
 class ErasurePass:
     """A pass over the erased messages, in the order of their ids.
 
-    A pass covers the messages whose id is greater than ``after``, and whose time is less than ``before`` and at least
-    ``since`` (None: any time). If ``is_resumable``, its progress is saved, so that the next run can continue there.
+    A pass covers the messages whose id is greater than ``after`` and whose time is less than ``before``. If ``since``
+    is not None, the time is also at least ``since``. If ``is_resumable``, the progress of the pass is saved, so that
+    the next run can continue the pass.
     """
 
     before: TimestampMillis
@@ -120,10 +121,10 @@ class ArchiveErasing:
             return int(connection.execute(*_to_statement(sql, target, before=before)).scalar_one())
 
     def begin(self, target: Target, *, before: TimestampMillis) -> list[ErasurePass]:
-        """Store that everything of ``target`` from before the time ``before`` is erased, and withdraw affected answers.
+        """Store that all messages and questions of ``target`` before ``before`` are erased; withdraw affected answers.
 
         Returns passes over the messages that need DELETED events. If an earlier erasure of the target was interrupted,
-        the first pass resumes it, and a second pass covers the messages that were written since.
+        the first pass resumes the earlier erasure, and a second pass covers the messages that were written since then.
         """
         withdrawn = json.dumps(WITHDRAWN_FIELDS)
         withdrawn_and_anonymous = json.dumps(
@@ -162,7 +163,7 @@ class ArchiveErasing:
         ]
 
     def read_page(self, target: Target, erasure_pass: ErasurePass, *, limit: int) -> list[ErasedMessage]:
-        """Return the next ``limit`` messages of a pass, by id."""
+        """Return the next ``limit`` messages of a pass, in the order of their ids."""
         sql = f"""
             SELECT message_id, guild_id, channel_id, created_at FROM messages AS m
             WHERE NOT m.deleted AND {_OF_TARGET[target.scope]} AND created_at < :before
@@ -179,7 +180,7 @@ class ArchiveErasing:
             return [ErasedMessage(**row._mapping) for row in connection.execute(*_to_statement(sql, target, **values))]
 
     def save_progress(self, target: Target, produced_to: str | None) -> None:
-        """Save that the DELETED events up to the message id ``produced_to`` have been produced; None means all."""
+        """Save that the DELETED events up to the message id ``produced_to`` were produced; None: all of them."""
         sql = "UPDATE erasures SET produced_to = :to WHERE (scope, id, guild_id) = (:scope, :id, :guild)"
         with self._database.begin() as connection:
             connection.execute(*_to_statement(sql, target, to=produced_to))
@@ -187,7 +188,7 @@ class ArchiveErasing:
 
 def _has_erased_source(target: Target) -> str:
     """Return the SQL condition that a stored answer has a source among the target's messages."""
-    # All sources of an answer are in the guild of its question.
+    # All sources of an answer are in the guild of its question, so the guild of the question decides.
     if target.scope == "guild":
         return _ASKED_BY_TARGET["guild"]
     return f"{SOURCE_MESSAGE_IDS} ?| ARRAY(SELECT message_id FROM messages AS m WHERE {_OF_TARGET[target.scope]})"  # noqa: S608 - constants
@@ -198,7 +199,7 @@ def _may_name_target(target: Target) -> str:
 
 
 def _clear_channel_names(connection: Connection, target: Target) -> None:
-    """Remove the names of erased channels, because people write the names of threads and forum posts."""
+    """Remove the names of erased channels. The name of a thread or forum post is a text that a person wrote."""
     if target.scope == "user":
         return
     where = "guild_id = :id" if target.scope == "guild" else ":id IN (channel_id, parent_channel_id)"

@@ -20,7 +20,7 @@ class ArchiveFloors:
         self._database = database
 
     def count_if_outgrown(self, guild_id: str, mode: str, *, growth: float) -> int:
-        """Return the number of a guild's passages if its floor is due for calibration, else 0.
+        """Return the number of a guild's passages if the guild's floor for ``mode`` is due for calibration, else 0.
 
         A floor is due if it does not exist yet, or if the guild has at least ``growth`` times as many passages as at
         the last calibration.

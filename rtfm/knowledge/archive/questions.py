@@ -1,7 +1,7 @@
-"""The open questions: one row for each question that the bot received and has not answered, without its text.
+"""The open questions: one row, without the text, for each question that the bot has asked and not answered.
 
 A row never changes while its question is open. Opening a question also removes the rows of questions that expired more
-than ``KEPT_AFTER_EXPIRY_MS`` ago. The bot decides who may read an answer.
+than ``KEPT_AFTER_EXPIRY_MS`` ago. This module does not decide who may read an answer; the bot does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rtfm.knowledge.archive.rows import guild_key
 from rtfm.knowledge.archive.tables import open_questions
 
 KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
-"""Milliseconds that a row is kept after its question has expired.
+"""A row is kept for this many milliseconds after its question has expired.
 
-This is the retention of ``bot-responses``: a response may be read as late as this."""
+This time is the retention of ``bot-responses``, because the bot may read a response as late as that."""
 
 
 @frozen(kw_only=True)
@@ -42,7 +42,7 @@ class ArchiveQuestions:
         self._database = database
 
     def open(self, query: BotQuery, *, now: TimestampMillis) -> None:
-        """Store ``query`` as an open question, unless it is one already, and remove rows that expired long ago."""
+        """Store ``query`` as an open question, unless it is open already. Also remove rows that expired long ago."""
         values = {
             "query_id": query.query_id,
             "guild_id": guild_key(query.guild_id),

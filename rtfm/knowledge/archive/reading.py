@@ -1,7 +1,7 @@
 """The reads of retrieval: candidates, their vectors and terms, and their messages.
 
-Every read that selects passages is limited to one guild and its visible channels. This module ranks passages by terms
-only; ``candidates`` and ``retrieval`` compare vectors.
+A read that selects passages is limited to one guild and to its visible channels, unless the docstring of the read says
+otherwise. This module ranks passages by terms only; ``candidates`` and ``retrieval`` compare vectors.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rtfm.knowledge.entries import PREFIX, row_ids
 from rtfm.knowledge.passages import PassageMessage
 
 # ``visibility.is_readable`` in SQL: the channel or its access channel is visible. The condition does not use
-# "= ANY(array)", because PostgreSQL's planner would estimate every element of the array, which takes 100 ms for a
-# thousand channels.
+# ANY(array). With ANY(array), PostgreSQL's planner would estimate each element of the array, and this would take 100 ms
+# for a thousand channels.
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
@@ -47,14 +47,15 @@ _VISIBLE_PASSAGES = """
     WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible_channel_ids)s::text[]))
 """
 
-# A passage that contains an erased message is hidden until ingest has built it again without the message. PostgreSQL
-# evaluates the first NOT EXISTS once for each statement, so the condition costs little if nothing was ever erased.
+# If a passage contains an erased message, the passage is hidden until ingest has built it again without the message.
+# PostgreSQL evaluates the first NOT EXISTS once for each statement, so the condition costs little if nothing was ever
+# erased.
 _NOT_ERASED = f"""(NOT EXISTS (SELECT FROM erasures) OR NOT EXISTS (
     SELECT FROM messages AS m WHERE (m.passage_id = passages.passage_id OR m.message_id = passages.part_of)
         AND NOT m.deleted AND {IS_ERASED}))"""  # noqa: S608 - a constant
 
 _MAX_BETWEEN = 2_000
-"""Limit on the messages of the channel that are read between the first and the last message of a passage."""
+"""Maximum number of messages that are read between the first and the last message of a passage."""
 
 
 class ArchiveReading:
@@ -111,7 +112,7 @@ class View:
         return GuildCollection(**rows[0]._asdict()) if rows else None
 
     def count_by_access_channel(self) -> dict[str, int]:
-        """Return the number of the guild's passages by access channel, whether visible or not."""
+        """Return the number of passages in each access channel of the guild, including invisible channels."""
         rows = self._select(
             "SELECT acl_channel_id, count(*) AS passages FROM passages WHERE guild_id = %(guild)s GROUP BY 1"
         )
@@ -154,13 +155,13 @@ class View:
         """Return the ids of the ``limit`` best visible passages that contain all words of a group, best first.
 
         A passage ranks higher the rarer the groups in it are, and lower the longer it is in relation to
-        ``mean_length``. The groups are single words, and all pairs of a set of other words.
+        ``mean_length``. The groups are some single words, and all pairs of some other words.
         """
         if not groups:
             return []
         in_guild = quote_lexeme(f"guild:{self._guild_id}")
         # The term index already limits the search to the guild. With a plain comparison of guild_id, PostgreSQL would
-        # also read all passages of the guild by another index, once for each group.
+        # also read all passages of the guild by another index, once for each group. No index has the expression below.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
         rows = self._select(
             f"""
@@ -169,7 +170,7 @@ class View:
             WHERE {GUILD_TERMS} @@ word_group.query AND {visible}
             GROUP BY passage_id, length
             -- A word is in several pairs, so its rarity is counted several times: n words make n (n - 1) / 2 pairs, and
-            -- each word is in n - 1 of them.
+            -- each word is in n - 1 of them. So the sum is divided by n - 1, as computed from the number of pairs.
             ORDER BY (coalesce(sum(rarity) FILTER (WHERE NOT paired), 0)
                       + coalesce(2 * sum(rarity) FILTER (WHERE paired)
                                  / nullif(sqrt(1 + 8 * count(*) FILTER (WHERE paired)) - 1, 0), 0))
@@ -185,7 +186,7 @@ class View:
         return [row.passage_id for row in rows]
 
     def candidates(self, passage_ids: Collection[str], words: Sequence[str]) -> list[Candidate]:
-        """Return the existing, visible passages among ``passage_ids``, and how often each contains ``words``."""
+        """Return the existing, visible passages among ``passage_ids``, and how often ``words`` occur in them."""
         rows = self._select(
             f"""
             SELECT passage_id, text, length, last_at,
@@ -292,7 +293,7 @@ class View:
     def messages_of(self, passage_ids: Sequence[str]) -> dict[str, list[PassageMessage]]:
         """Return the visible messages of these passages in order, by passage id, with their original text.
 
-        A passage that is a part of a message or of a file is returned as that message, with the text of the part.
+        If a passage is a part of a message or of its file, this message is returned with the text of the part.
         ``thread_title`` is the name of the message's channel, even if the channel is not a thread.
         """
         columns = """m.message_id, nullif(m.guild_id, '') AS guild_id, m.channel_id, c.parent_channel_id,
@@ -340,7 +341,8 @@ class View:
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
         values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
-        # Not prepared: a prepared statement gets a generic plan for lists of any length, which is many times slower.
+        # The statement is not prepared. For a prepared statement, PostgreSQL makes a generic plan for lists of any
+        # length, and such a plan is many times slower.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own
         self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]  # psycopg's own
         return self._cursor.fetchall()

@@ -26,7 +26,7 @@ WITHDRAWN_FIELDS: dict[str, Any] = {
     "citations": [],
     "retrieved": [],
 }
-"""The fields with which withdrawing an answer replaces its content."""
+"""The values that replace the content of an answer when it is withdrawn."""
 
 _LOCK = "hashtextextended('rtfm removals', 0)"
 
@@ -41,7 +41,9 @@ IS_ERASED = "(EXISTS (SELECT FROM erasures) AND {covered})".format(
         created_at="m.created_at", guild="m.guild_id", channel="m.channel_id", author="m.author_id"
     )
 )
-"""SQL condition: the message ``m`` was erased. Same rule as ``Erasures.covers``; costs little without erasures."""
+"""SQL condition: the message ``m`` was erased. ``Erasures.covers`` is the same rule in Python.
+
+PostgreSQL evaluates the first EXISTS once for each statement, so the condition costs little if nothing was erased."""
 
 IS_READABLE = f"(NOT m.deleted AND NOT {IS_ERASED})"
 """SQL condition: the message ``m`` is neither deleted nor erased."""
@@ -75,7 +77,7 @@ class ArchiveRemovals:
         return Erasures(before={(row.scope, row.id, row.guild_id): TimestampMillis(row.before) for row in rows})
 
     def find_removed(self, message_ids: Collection[str]) -> set[str]:
-        """Return the ids among ``message_ids`` of messages that are in the archive as deleted or erased."""
+        """Return those of ``message_ids`` whose messages are in the archive and deleted or erased."""
         with self._database.begin() as connection:
             return find_removed(connection, message_ids)
 
@@ -106,7 +108,7 @@ def lock_removals(connection: Connection, *, shared: bool) -> None:
 
 
 def find_removed(connection: Connection, message_ids: Collection[str]) -> set[str]:
-    """Do the same as ``ArchiveRemovals.find_removed``, within a transaction."""
+    """Do the same as ``ArchiveRemovals.find_removed``, within the transaction of ``connection``."""
     if not message_ids:
         return set()
     return set(connection.execute(_FIND_REMOVED, {"ids": list(message_ids)}).scalars())

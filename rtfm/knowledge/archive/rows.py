@@ -17,7 +17,7 @@ def guild_key(guild_id: str | None) -> str:
 
 
 Place = tuple[str, str]
-"""(guild id, channel id). Programs other than the bot may use the same channel id in several guilds."""
+"""(guild id, channel id). Programs other than the bot may use one channel id in several guilds."""
 
 
 @frozen(kw_only=True)
@@ -50,10 +50,10 @@ class Channel:
         return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
 
     def merge(self, seen: Channel, *, unchanged: bool = False) -> Channel:
-        """Return the channel with the facts and the name of ``seen`` where these replace the known ones.
+        """Return this channel, updated with the facts and the name of ``seen``.
 
-        ``merge_facts`` decides about the facts, and says what ``unchanged`` means. The name is replaced if ``seen`` has
-        a name and was not observed earlier, and ``unchanged`` is False.
+        ``merge_facts`` decides which facts are replaced, and says what ``unchanged`` means. The name is replaced if
+        ``seen`` has a name and was not observed earlier than this channel, and ``unchanged`` is False.
         """
         is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
         return attrs.evolve(
@@ -114,9 +114,9 @@ class StoredMessage:
 class StoredPassage:
     """A passage in the archive.
 
-    A passage consists of whole messages, or of a part of one message or of its file. In the second case, ``part_of`` is
-    the id of this message; otherwise it is None. ``vector`` is little-endian float32 as bytes; None without an
-    embedding model.
+    A passage consists either of whole messages, or of a part of one message or of its file. In the second case,
+    ``part_of`` is the id of this message; in the first case it is None. ``vector`` is little-endian float32 as bytes;
+    None without an embedding model.
     """
 
     passage_id: str
@@ -149,7 +149,7 @@ class GuildCollection:
 
 @frozen(kw_only=True)
 class StoredVector:
-    """The vector of the passage or message ``id``. A search that finds it returns the passage ``passage_id``."""
+    """The vector of the passage or message ``id``. If a search finds it, the passage ``passage_id`` is returned."""
 
     id: str
     passage_id: str
@@ -160,7 +160,7 @@ class StoredVector:
 class Change:
     """The changes of one batch, which are written in one transaction.
 
-    ``channels`` are channels with the facts in the batch's events; newer facts in the archive are kept.
+    ``channels`` contain the facts of the batch's events. If the archive has newer facts, the newer facts are kept.
     ``collections`` are the collections to which the batch has written its vectors.
     """
 

@@ -47,7 +47,7 @@ class VisiblePassage:
     """A passage as it is read when all visible passages are compared with the question.
 
     ``points`` is 0 if the passage contains none of the question's terms, and higher the rarer the terms in it are.
-    ``vector`` is float32 as bytes; None if the passage has no vector or it was not requested.
+    ``vector`` is float32 as bytes; None if the passage has no vector, or if vectors were not requested.
     """
 
     passage_id: str
@@ -57,7 +57,7 @@ class VisiblePassage:
 
 @frozen(kw_only=True)
 class Candidate:
-    """A passage to be scored. ``counts`` gives, for each of the question's terms in it, the number of occurrences."""
+    """A passage to be scored. ``counts`` says how often each of the question's terms occurs in the passage."""
 
     passage_id: str
     text: str

@@ -24,7 +24,7 @@ from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
 class SqlArchive:
     """The archive in PostgreSQL. Thread-safe.
 
-    Every method raises Unavailable when the database does not answer, and ConfigError if the tables are missing.
+    Every method raises Unavailable when the database does not respond, and ConfigError if the tables are missing.
     """
 
     def __init__(self, database_url: str, *, temporary: bool = False) -> None:
@@ -47,12 +47,12 @@ class SqlArchive:
         """Migrate the tables to the newest step; see ``Database.migrate``.
 
         Also raises Unavailable when a table to be changed stays locked, or when another process is still migrating
-        after ``wait_s``.
+        after ``wait_s`` seconds.
         """
         self.database.migrate(wait_s=wait_s)
 
     def check(self) -> None:
-        """Raise Unavailable if the archive does not answer, and ConfigError if it has no tables."""
+        """Raise Unavailable if the archive does not respond, and ConfigError if it has no tables."""
         self.database.check()
 
     def close(self) -> None:
@@ -72,10 +72,11 @@ class SqlArchive:
             return [to_channel(row) for row in connection.execute(statement)]
 
     def guilds_of_channels(self, channel_ids: Sequence[str]) -> dict[str, set[str]]:
-        """Return the guild ids ('' for direct messages) of each channel that is in the archive, by channel id.
+        """Return the guild ids ('' for direct messages) of ``channel_ids`` that are in the archive, by channel id.
 
-        A channel that the archive knows only as the parent of a thread is included. On Discord a channel has one guild,
-        but programs other than the bot may use the same channel id in several guilds.
+        If the archive knows a channel only as the parent of a thread, the channel is included. The result may also
+        contain further channels: the threads and parents of these channels. On Discord a channel has one guild, but
+        programs other than the bot may use the same channel id in several guilds.
         """
         statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)

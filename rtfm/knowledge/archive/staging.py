@@ -41,7 +41,7 @@ _SWITCH = (
 
 
 class Staging:
-    """The staging tables of one guild. ``archive`` reads and writes them instead of the original tables."""
+    """The staging tables of one guild. ``archive`` uses these tables instead of the original tables."""
 
     def __init__(self, archive: SqlArchive, schema: str, guild_id: str) -> None:
         """Use ``open_staging`` instead. ``schema`` is the PostgreSQL schema of the original tables."""
@@ -129,7 +129,8 @@ class Staging:
               AND (m.conversation_id IS DISTINCT FROM staged.conversation_id
                    OR m.passage_id IS DISTINCT FROM staged.passage_id OR m.vector IS DISTINCT FROM staged.vector)
             """,
-            # Otherwise a reply to a deleted message would be linked to a conversation that no longer exists.
+            # Without this statement, a reply to a deleted message could be linked to a conversation that no longer
+            # exists.
             """
             UPDATE {real}.messages AS m SET conversation_id = NULL
             WHERE guild_id = :guild AND deleted AND conversation_id IS NOT NULL
@@ -146,7 +147,7 @@ class Staging:
         )
 
     def switch_collection(self, collection: GuildCollection) -> None:
-        """Set the guild's collection. Call this only inside ``block_ingest``, which keeps ingest from writing."""
+        """Set the guild's collection. Call this only inside ``block_ingest``, so that ingest waits meanwhile."""
         self._run(*_SWITCH, **attrs.asdict(collection))
 
     def _run(self, *statements: str, **values: object) -> None:
@@ -162,7 +163,7 @@ class Staging:
 
 @contextmanager
 def open_staging(archive: SqlArchive, guild_id: str) -> Iterator[Staging]:
-    """Open staging for the rebuild of one guild; it is removed at the end of the block.
+    """Open staging for the rebuild of one guild. The staging tables are removed at the end of the block.
 
     Raises ConfigError if another process is rebuilding the guild.
     """

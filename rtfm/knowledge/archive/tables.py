@@ -1,6 +1,6 @@
 """The tables of the archive and their columns, as the statements use them.
 
-The types, keys and indexes are defined by the migrations. The columns of messages, passages and collections are the
+The types, keys and indexes are defined by the migrations. The columns of messages, passages and collections include the
 fields of the classes into which their rows are read. Ids are text. Times are whole milliseconds since the epoch, UTC.
 The guild id of direct messages is '' instead of NULL, so that it can be part of keys and comparisons.
 """

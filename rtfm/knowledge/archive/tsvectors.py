@@ -12,7 +12,7 @@ _POSITIONS = 255
 
 
 def to_tsvector(words: Sequence[str]) -> str:
-    """Return a tsvector, as text, with every word at its positions in ``words``."""
+    """Return a tsvector, as text, with the words and their positions in ``words``, within PostgreSQL's limits."""
     positions: dict[str, list[str]] = {}
     for place, word in enumerate(words, start=1):
         places = positions.setdefault(word, [])

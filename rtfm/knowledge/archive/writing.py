@@ -1,7 +1,7 @@
 """The reads and writes of ingest.
 
-This module owns the transaction that writes a batch, and the number of passages with each term, which the search by
-terms needs. The caller decides what the batch changes.
+This module owns the transaction that writes a batch. The transaction also updates the number of passages that contain
+each term, because the search by terms needs these numbers. The caller decides what the batch changes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class ArchiveWriting:
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again changes nothing.
 
-        A stored message is replaced only if it is not deleted, and the message in the batch is newer or deleted. A
+        A stored message is replaced only if it is not deleted and if the message in the batch is newer or deleted. A
         stored answer is withdrawn if the batch deletes one of its sources. Raises CollectionChanged if a rebuild has
         switched a guild to another collection since the batch began.
         """
@@ -96,12 +96,15 @@ class ArchiveWriting:
             _assign_passages(connection, change.passage_of_message)
             deleted = [message.message_id for message in change.messages if message.deleted]
             if deleted:
-                # This comes last, because no answer can be stored while the lock is held.
+                # The lock is taken last, because no answer can be stored while it is held.
                 lock_removals(connection, shared=False)
                 withdraw_answers(connection, deleted)
 
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
-        """Return the next ``limit`` messages of a channel, after ``after``, in order. Deleted ones are left out."""
+        """Return the first ``limit`` messages of a channel after the message ``after`` (None: of all), in order.
+
+        Deleted messages are left out.
+        """
         statement = (
             select(*_MESSAGE_COLUMNS)
             .where(_is_in_channel(place), ~messages.c.deleted)
@@ -139,7 +142,7 @@ def _is_in_channel(place: Place) -> ColumnElement[bool]:
 
 
 def _write_channels(connection: Connection, change: Change) -> dict[Place, Channel]:
-    """Write the channels of a batch, and return them and the channels of its passages as they are stored afterwards.
+    """Write the channels of a batch. Return these channels and those of the batch's passages as the archive has them.
 
     The rows stay locked until the transaction ends, so that no passage is written with an outdated access channel.
     """
@@ -213,8 +216,8 @@ def _write_messages(connection: Connection, change: Change) -> None:
         for message in sorted(change.messages, key=lambda message: message.message_id)
     ]
     connection.execute(statement, rows)
-    # Two records that are handled at the same time may name different channels for the same message. The second one
-    # fails here.
+    # Two records that are handled at the same time may name different channels for the same message. The record that is
+    # written second fails here.
     places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
     ids, channel_ids, guild_ids = zip(*places, strict=True)
     moved = connection.execute(
@@ -274,7 +277,7 @@ def _assign_passages(connection: Connection, passage_of_message: Mapping[str, st
 
 
 def _count_terms(connection: Connection, replaced: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Update the number of passages that contain each term of a guild. BM25 needs it, and no index provides it.
+    """Update the number of passages that contain each term of a guild. BM25 needs these numbers; no index has them.
 
     ``rows`` are about to replace the passages ``replaced``.
     """

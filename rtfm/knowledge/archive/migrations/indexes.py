@@ -1,7 +1,7 @@
 """Creates indexes while other connections read and write.
 
-PostgreSQL cannot do that inside a transaction. Therefore a step that creates an index must do nothing else, so that it
-can be repeated after a failure.
+PostgreSQL cannot create an index in this way inside a transaction, so a failed step is not rolled back. Therefore a
+step that creates an index must do nothing else. Then the whole step can be repeated after a failure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import text
 from rtfm.knowledge.archive.database import LOCK_TIMEOUT_S
 
 INDEX_LOCK_TIMEOUT_S = 600
-"""Seconds to wait for the end of earlier transactions. This wait does not block other statements."""
+"""Maximum number of seconds to wait for the end of earlier transactions. This wait does not block other statements."""
 
 _VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
 
@@ -21,7 +21,8 @@ def create_index(name: str, definition: str) -> None:
     """Create an index, unless it exists and is valid. ``definition`` is the part of CREATE INDEX after ON."""
     with op.get_context().autocommit_block():
         op.execute(f"SET lock_timeout = '{INDEX_LOCK_TIMEOUT_S}s'")
-        # An interrupted CREATE INDEX leaves an invalid index, which PostgreSQL updates but never uses.
+        # An interrupted CREATE INDEX leaves an invalid index. PostgreSQL updates such an index but never uses it, so it
+        # is dropped and created again.
         if op.get_bind().execute(text(_VALID), {"name": name}).scalar() is False:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")
