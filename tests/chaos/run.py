@@ -153,7 +153,7 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         except Exception as exc:
             failure = f"{type(exc).__name__}: {exc}"
             traceback.print_exc()
-        # The time limit must not interrupt what follows, because the evidence would be lost. Each step has its own limit.
+        # An interruption of what follows would lose the evidence. Each of these steps has a limit of its own.
         end_limit()
         chaos_run.close()
         line = chaos_run.line | line | {"load": plan.load}
