@@ -7,13 +7,14 @@ understand the other modules, start with ``pipeline``. They use these terms, whi
   records of one partition.
 - *finished*: handled, so that the outputs or the dead letter are ready to commit. An *unfinished* record was polled and
   is not finished.
-- *assignment*: one period in which a partition belongs to this instance. ``PartitionState`` is the state of one, and a
-  variable ``partition`` usually holds it.
-- *position*: an offset of a partition and its metadata, as the group commits them.
+- *assignment*: one period in which a partition belongs to this instance. A ``PartitionState`` is the state of one
+  assignment. A variable named ``partition`` usually holds a ``PartitionState``.
+- *position*: an offset and its metadata, which are committed for one partition of a group.
 - *finished map*: the part of a position's metadata that says which offsets above the committed one are finished.
-- *awaited*: said of an offset that is unfinished in the restored position and has not been polled yet.
+- *awaited*: said of an offset that was unfinished in the group's position when the assignment began, and that has not
+  been polled yet.
 - *tally*: the results of the last 1,000 records of a partition, from which the limit on dead letters is computed.
-- *suspect*: a record that may have caused a crash or a defect, because it was being handled then.
+- *suspect*: a record that was being handled during a crash or a defect, and that may be the cause.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ def open_reader(
 ) -> EventReader:
     """Return a reader of ``topic`` that yields typed records.
 
-    With a ``group``, the reader continues at the group's position. Without a group, or if the group has no position, it
-    reads from the start of the topic, or with ``from_end`` from its end. It commits only when its ``commit`` is called.
-    If ``settings`` is None, they are read from the environment, as every command does. Nothing is written to this
-    machine's disk.
+    With a ``group``, the reader continues at the group's position. Without a group, or if the group has no position,
+    the reader starts at the beginning of the topic, or at the end of the topic if ``from_end`` is true. The reader
+    commits only when its ``commit`` method is called. If ``settings`` is None, the settings are read from the
+    environment and the file .env, as they are for every command. Nothing is written to this machine's disk.
 
     Raises ConfigError if the topic does not exist, Unavailable if Kafka does not answer. Reading may raise Unavailable,
-    too. The next read then returns the record that could not be read.
+    too. The next read then continues with the record that could not be read.
     """
     from rtfm.streams.consumer import EventReader
 
@@ -49,10 +50,11 @@ def open_reader(
 
 
 def open_producer(settings: Settings | None = None) -> EventProducer:
-    """Return a producer of typed events, which confirms delivery at ``flush`` or at the end of its ``with`` block.
+    """Return a producer of typed events, whose ``flush`` raises Unavailable if a record was not delivered.
 
-    The schemas must be registered before (`rtfm-cli schemas register`), because the producer never registers one. If
-    ``settings`` is None, they are read from the environment. Nothing is written to this machine's disk. Raises
+    The end of its ``with`` block also waits for delivery, but only logs that records were not delivered. Register the
+    schemas first (`rtfm-cli schemas register`), because the producer does not register them. If ``settings`` is None,
+    the settings are read from the environment and the file .env. Nothing is written to this machine's disk. Raises
     ConfigError if a setting is invalid.
     """
     from rtfm.streams.producer import EventProducer
@@ -61,7 +63,7 @@ def open_producer(settings: Settings | None = None) -> EventProducer:
 
 
 def _open(settings: Settings | None) -> tuple[Settings, Contracts]:
-    """Return the settings and contracts. No cache is kept on disk, because the caller may be any program."""
+    """Return the settings and the contracts. Schemas are cached in memory only, and not in files as services do."""
     from rtfm import settings as loading
     from rtfm.contracts import Contracts, SchemaRegistry, catalogue
 

@@ -1,9 +1,9 @@
 """Commits: keeps finished records until a transaction has committed them.
 
-This module decides when a transaction is due, what it contains, and what follows if it fails. The records of a failed
-transaction go into the next one. So nothing is lost, and no handler runs again because of the failure. If it is unknown
-whether a transaction was committed, this module reads the group's positions to find out. It also applies the limit on
-dead letters, before a dead letter is produced.
+This module decides when a transaction is due, what the transaction contains, and what follows if it fails. The records
+of a failed transaction go into the next one. So nothing is lost, and no handler runs again because of the failure. If
+the outcome of a transaction is unknown, this module reads the group's positions to find out whether the transaction was
+committed. This module also applies the limit on dead letters, before a dead letter is produced.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ COMMIT_INTERVAL_S = 0.02
 """Time between the starts of two transactions while fewer than BUSY_RECORDS records are uncommitted."""
 
 MIN_GAP_S = 0.003
-"""Time between the end of a transaction and the start of the next one while BUSY_RECORDS are uncommitted.
+"""Time between the end of a transaction and the start of the next one if at least BUSY_RECORDS are uncommitted.
 
-If the next transaction starts at once, the broker may still be writing the markers of the last one. It then refuses the
-first request, and librdkafka repeats the request after ``retry.backoff.ms`` (here 10 ms, by default 100 ms). Without a
-gap this happened to every third transaction.
+If the next transaction starts at once, the broker may still be writing the markers of the last one. In that case the
+broker refuses the first request, and librdkafka repeats the request after ``retry.backoff.ms`` (here 10 ms, by default
+100 ms). Without a gap, a request of every third transaction was refused.
 """
 
 BUSY_RECORDS = 1000
-"""Uncommitted records at which the next transaction starts after MIN_GAP_S instead of COMMIT_INTERVAL_S.
+"""With this many uncommitted records, the next transaction starts after MIN_GAP_S instead of COMMIT_INTERVAL_S.
 
 The cost of a transaction hardly depends on the number of its records, so transactions should be large. 1,000 records
-are about 20 ms of work, which is as long as COMMIT_INTERVAL_S. With 500 records the pipeline was a third slower.
+are about 20 ms of work, which is as long as COMMIT_INTERVAL_S. With a value of 500 the pipeline was a third slower.
 """
 
 MAX_UNCOMMITTED_RECORDS = 2000
-"""Uncommitted records at which the pipeline stops polling."""
+"""The pipeline stops polling when this many records are uncommitted."""
 
 RESOLVE_TIMEOUT_S = 5.0
 """Time limit for reading the group's positions to find out the outcome of a transaction."""
@@ -89,9 +89,9 @@ class Commits:
         self._handling = handling
         self._transactions = transactions
         self.limit_error: TooManyDeadLetters | None = None
-        """The error to end the pipeline with, once a partition is at the limit on dead letters; until then None.
+        """The error that ends the pipeline. It is None until a partition is at the limit on dead letters.
 
-        After it is set, no record becomes a dead letter any more.
+        After it is set, no further record becomes a dead letter.
         """
         self._pending: list[Finished] = []
         """What the next transaction will contain."""
@@ -102,7 +102,7 @@ class Commits:
         self._committed_partitions: dict[int, PartitionState] = {}
         """By partition number, the current assignments for which this process has committed a position."""
         self._must_check_positions = False
-        """Whether a new producer was opened since the positions were last checked for late requests."""
+        """Whether a new producer was opened since this object last checked whether a late request moved a position."""
         self._uncommitted_count = 0
         self._last_attempt_s = self._last_commit_s = self._not_before_s = 0.0
         self._backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
@@ -196,10 +196,10 @@ class Commits:
             self._end_wait()
 
     def commit(self, consumer: Consumer) -> None:
-        """Commit the pending records in one transaction. If that is not possible now, postpone it.
+        """Commit the pending records in one transaction. If that is not possible now, postpone the commit.
 
-        Does nothing if a postponed commit is not due yet, even if partitions are about to be revoked. The new owner
-        then handles their records again. Raises Fenced, PositionsChanged.
+        If a postponed commit is not due yet, this method does nothing, even if partitions are about to be revoked. The
+        new owner of such a partition then handles its uncommitted records again. Raises Fenced, PositionsChanged.
         """
         now_s = self._clock()
         if now_s < self._not_before_s:
@@ -223,19 +223,22 @@ class Commits:
                 self._mark_committed()
 
     def _commit_pending(self, consumer: Consumer, now_s: float) -> bool:
-        """Resolve the last transaction, then commit the pending records. Return whether anything was committed."""
+        """Commit the pending records, after finding out the outcome of the last transaction if that is unknown.
+
+        Return whether a transaction was committed by this call.
+        """
         if self._sent or self._transactions.needs_open or self._must_check_positions:
             self._resolve_outcome(consumer)
             if not self._pending:
                 self._end_wait()
         if not self._pending:
             return False
-        # Read again for each commit, because the group's generation can change at any time.
+        # The metadata is read again for each commit, because the group's generation can change at any time.
         member = consumer.consumer_group_metadata()
         partitions = dict.fromkeys(finished.partition for finished in self._pending)
         if not _is_member_of_all(member, partitions):
-            # The group must accept this member before it may commit. The consumer joins only while it is polled, so
-            # return and let the loop poll.
+            # The group must accept this member before positions may be committed. The consumer joins only while it is
+            # polled, so this method returns and lets the loop poll.
             self._not_before_s = now_s + COMMIT_INTERVAL_S
             return False
         self._sent, self._pending = self._pending, []
@@ -248,7 +251,7 @@ class Commits:
         return True
 
     def _handle_not_committed(self, error: NotCommitted, now_s: float) -> None:
-        """Keep the records of a failed transaction for the next one, and set the time of that."""
+        """Keep the records of a failed transaction for the next one, and set the time of the next attempt."""
         self._return_to_pending()
         if error.rebalancing:
             # This is normal during a rebalance. The next attempt uses the new generation.
@@ -262,8 +265,8 @@ class Commits:
     def confirm_name(self) -> None:
         """Raise Fenced if another process uses this instance's name.
 
-        Another process with the name has fenced this producer already, because a process opens its producer before it
-        joins the group.
+        If another process uses the name, it opened its own producer before it joined the group, and thereby fenced this
+        one. If the producer needs a new epoch, nothing is checked.
         """
         if not self._transactions.needs_open:
             self._transactions.confirm_name(TopicPartition(self._full_topic, 0, 0))
@@ -271,13 +274,13 @@ class Commits:
     def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """Return the group's committed positions of the partitions ``numbers``. Raises Unavailable, Fenced."""
         if self._transactions.needs_open:
-            # This ends the last transaction. Positions in an open transaction cannot be read.
+            # Opening the producer ends the last transaction. Positions in an open transaction cannot be read.
             self._transactions.open()
             self._must_check_positions = True
         return self._fetch_positions(consumer, numbers, timeout_s)
 
     def _fetch_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """Return the group's positions. If one of them is in an open transaction, wait until that has ended.
+        """Return the group's positions. If a position is in an open transaction, wait until the transaction has ended.
 
         Raises Unavailable if the positions cannot be read within ``timeout_s``.
         """
@@ -293,8 +296,9 @@ class Commits:
 
         Every commit of a finished record changes the offset or the metadata of a position. So the group now has either
         the positions that were sent, or the positions from before. A transaction is committed as a whole, so the
-        positions of the partitions that are still assigned tell the outcome for all of it. If a position is neither,
-        another process has written it. This process then has lost its partitions and does not know it yet.
+        positions of the partitions that are still assigned tell the outcome of the whole transaction. If a position is
+        neither the sent nor the earlier one, another process has committed it. Then this process has lost its
+        partitions without knowing it yet.
         """
         if self._transactions.needs_open:
             self._transactions.open()  # Afterwards the last transaction is either committed or aborted.
@@ -302,7 +306,7 @@ class Commits:
         sent = self._positions
         if sent:
             self._compare_with_sent(consumer, sent)
-        # A late request may have moved back the positions of the other partitions.
+        # A late request may have moved back the positions of partitions that were not in the last transaction.
         compared = {position.partition.number for position in sent}
         self._restore_positions(
             consumer, {number: item for number, item in self._committed_partitions.items() if number not in compared}
@@ -321,11 +325,11 @@ class Commits:
             raise PositionsChanged("kafka", f"another process changed the positions of {self._group} during a commit")
 
     def _restore_positions(self, consumer: Consumer, partitions: Mapping[int, PartitionState]) -> None:
-        """Commit the positions of ``partitions`` again that a late request moved back, with the next transaction.
+        """Find positions of ``partitions`` that a late request moved back, and add them to the next transaction.
 
-        Raises Unavailable, and PositionsChanged if another process has committed a position. A late request is one that
-        was sent before its connection broke, and that reached the broker after the client had repeated it on another
-        connection. Further late requests are refused, because the producer has a new epoch.
+        Raises Unavailable, and PositionsChanged if another process has committed a position. A late request is a
+        request that was sent before its connection broke, and that reached the broker after the client had repeated it
+        on another connection. Brokers refuse further late requests, because the producer has a new epoch.
         """
         if not partitions:
             return
@@ -373,16 +377,17 @@ class Commits:
         self._waiting.clear(self)
 
     def _return_to_pending(self) -> None:
-        """Make the sent records pending again, before the other pending records."""
+        """Make the sent records pending again, ahead of the records that are pending now."""
         self._pending, self._sent, self._positions = self._sent + self._pending, [], []
 
     def _dead_letter_largest(self, topic: str) -> bool:
-        """Replace all outputs of the record with the largest output for ``topic`` by a dead letter of that record.
+        """Find the record that has the largest output for ``topic``, and replace all its outputs by its dead letter.
 
-        A broker refuses all records that were sent together with one that is too large. So only one record at a time
-        becomes a dead letter, until the broker accepts the others. At the limit on dead letters the record is left out
-        of the transaction instead, and stays unfinished. Return False if no pending output for ``topic`` comes from a
-        single record. A dead letter that is too large is never replaced, because nothing may be lost.
+        If one producer record is too large, a broker refuses all producer records that were sent together with it. So
+        only one record becomes a dead letter, and the next transaction shows whether the broker accepts the rest. At
+        the limit on dead letters the record is left out of the transaction instead, and is unfinished again. Return
+        False if no pending output for ``topic`` comes from a single record. A dead letter that is too large is not
+        replaced, because nothing may be lost.
         """
         pending = self._pending
         outputs = [
@@ -415,7 +420,7 @@ class Commits:
 
 
 def _is_member_of_all(metadata: bytes, partitions: Iterable[PartitionState]) -> bool:
-    """Return whether group ``metadata`` is of a member, and of the one to which all ``partitions`` were assigned."""
+    """Return whether group ``metadata`` is that of a member, and all ``partitions`` were assigned to this member."""
     return is_member(metadata) and all(partition.member_id == member_id(metadata) for partition in partitions)
 
 

@@ -22,18 +22,18 @@ REQUEST_TIMEOUT_S = 5.0
 POLL_MARGIN_S = 15.0
 """By how much ``max.poll.interval.ms`` is longer than WATCHDOG_S.
 
-So the watchdog ends a process that hangs before the group removes its member.
+So if a process hangs, the watchdog ends the process earlier than the group would remove the member.
 """
 
 SESSION_TIMEOUT_MS = 6000
-"""How long a classic group waits for a heartbeat of a member before it removes the member."""
+"""A classic group removes a member that has sent no heartbeat for this long."""
 
 ANSWER_TIMEOUT_S = 9.0
-"""How long a request waits for its answer before its connection is closed.
+"""How long a request waits for its response before its connection is closed.
 
-With librdkafka's default, a connection that is dead without a sign would block for 60 s, for example if a firewall
-drops its packets. librdkafka requires the value to be less than the transaction timeout, which is EXPIRY_S. It is more
-than COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the transaction.
+If a firewall drops packets, a connection is dead without a sign, and with librdkafka's default its requests would wait
+for 60 s. librdkafka requires a value below the transaction timeout, which is EXPIRY_S. The value is above
+COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the transaction.
 """
 
 _log = get_logger(__name__)
@@ -50,8 +50,9 @@ _UNREACHABLE = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.REQUEST_TIMED_OUT,
-    # A broker answers with these errors while it starts, or while partitions or replicas move. Kafka's protocol calls
-    # them retriable (https://kafka.apache.org/protocol, error codes), but librdkafka marks only a few of them so.
+    # A broker responds with the following errors while it starts, or while partitions or replicas move. Kafka's
+    # protocol calls these errors retriable (https://kafka.apache.org/protocol, error codes), but librdkafka marks only
+    # a few of them as retriable.
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REPLICA_NOT_AVAILABLE,
@@ -72,20 +73,20 @@ _UNREACHABLE = {
 class KafkaConfig:
     """The settings of Kafka clients.
 
-    Its methods add the topic prefix to names. All other code names topics and groups without prefix, unless a docstring
-    says otherwise.
+    The methods ``topic`` and ``group`` add the topic prefix to a name. In all other code, names of topics and groups
+    have no prefix, unless a docstring says otherwise.
     """
 
     bootstrap_servers: str
     instance_id: str
-    """The name of this instance. It is unique among the processes of a group, and the same after a restart."""
+    """The name of this instance. No other process of a group may use this name. A restart does not change it."""
     topic_prefix: str = ""
     compression: str = "zstd"
     group_protocol: str = "classic"
     """``classic``, or ``consumer`` (KIP-848)."""
     static_membership: bool = True
     max_poll_interval_s: float = 60.0
-    """How long a member may go without polling before the group takes its partitions away."""
+    """The group takes the partitions away from a member that has not polled for this long."""
 
     @classmethod
     def of(cls, settings: Settings) -> KafkaConfig:
@@ -126,9 +127,9 @@ class KafkaConfig:
         return {**self.client_config(), "partitioner": PARTITIONER, "compression.type": self.compression}
 
     def consumer_config(self, group: str) -> dict[str, Any]:
-        """Return the configuration that all consumers share.
+        """Return the configuration that all consumers share that read records.
 
-        With it, a consumer reads committed records only, and reports when it reaches the end of a log.
+        With this configuration a consumer reads committed records only, and reports when it reaches the end of a log.
         """
         return {
             **self.client_config(),
@@ -149,11 +150,13 @@ class KafkaConfig:
             config |= {
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
-                # A cooperative rebalance has two rounds. A member learns of each round from the answer to a heartbeat.
+                # A cooperative rebalance has two rounds. A member learns of each round from the response to a
+                # heartbeat, so a shorter interval makes rebalances shorter.
                 "heartbeat.interval.ms": 1000,
             }
-            # Membership is static only here. In the consumer protocol, a restarted static member that was killed is
-            # refused with UNRELEASED_INSTANCE_ID until its old session expires, and librdkafka treats that as fatal.
+            # Membership is static with the classic protocol only. With the consumer protocol, if a static member is
+            # killed and started again, the coordinator refuses it with UNRELEASED_INSTANCE_ID until the old session
+            # expires, and librdkafka treats this error as fatal.
             if self.static_membership:
                 config["group.instance.id"] = f"{self.group(group)}-{self.instance_id}"
         return config
@@ -171,7 +174,7 @@ class KafkaConfig:
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """Translate librdkafka's errors in the ``with`` block to this project's. ``what`` says what the block does."""
+        """Raise errors of librdkafka in the ``with`` block as errors of this project. ``what`` names the operation."""
         try:
             yield
         except KafkaException as exc:

@@ -1,6 +1,6 @@
 """Records, and a reader of one topic for the command line, tests and other programs.
 
-The reader joins a group only if one is named. Pipelines do not use it.
+The reader joins a group only if its caller names a group. Pipelines do not use the reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
 
 class RawRecord(Protocol):
-    """A record as confluent_kafka returns it. Unlike confluent_kafka's type, this one has None only where it occurs."""
+    """A record as confluent_kafka returns it. A method is typed with None only if None occurs in practice."""
 
     def topic(self) -> str: ...
     def partition(self) -> int: ...
@@ -32,8 +32,9 @@ class RawRecord(Protocol):
 class Record(NamedTuple):
     """A record with its decoded value. ``topic`` is without prefix, and ``timestamp_ms`` is Kafka's timestamp.
 
-    ``event`` is None if the topic has no contract, or if the value could not be decoded; then ``error`` gives the
-    reason. The class is a NamedTuple because creating an attrs instance for each record would take three times as long.
+    ``event`` is None if the topic has no schema, if decoding was not wanted, or if it failed. If decoding failed,
+    ``error`` gives the reason. The class is a NamedTuple, because creating an attrs instance takes three times as long,
+    and there is one for each record.
     """
 
     topic: str
@@ -47,7 +48,7 @@ class Record(NamedTuple):
     error: PermanentError | None = None
 
     def header(self, name: str) -> bytes | None:
-        """Return the value of the last header ``name``, or None."""
+        """Return the value of the last header with this ``name``, or None if there is no such header."""
         for key, value in reversed(self.headers):
             if key == name:
                 return value
@@ -55,9 +56,11 @@ class Record(NamedTuple):
 
 
 class EventReader:
-    """A reader of ``topic``, which starts at the position of ``group``, or at the start or the end of the topic.
+    """A reader of ``topic``, which continues at the position of ``group``.
 
-    Raises Unavailable if Kafka does not answer, ConfigError if the topic does not exist.
+    Without a group, or if the group has no position, the reader starts at the beginning of the topic, or at the end of
+    the topic if ``from_end`` is true. Raises Unavailable if Kafka does not answer, ConfigError if the topic does not
+    exist.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class EventReader:
             {
                 **self._kafka.consumer_config(group or f"rtfm-reader-{settings.instance_id}"),
                 "auto.offset.reset": "latest" if from_end else "earliest",
-                "session.timeout.ms": 6000,  # How long the partitions of a killed reader stay blocked.
+                "session.timeout.ms": 6000,  # If a reader is killed, nobody else gets its partitions for this long.
                 "fetch.wait.max.ms": 50,
             }
         )
@@ -99,15 +102,15 @@ class EventReader:
         if not from_end:
             return int(OFFSET_BEGINNING)
         # The offset is read now. OFFSET_END would be resolved at the first poll, and records that the caller produces
-        # before that would be skipped.
+        # before the first poll would be skipped.
         _, end = self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=REQUEST_TIMEOUT_S)
         return int(end) if end >= 0 else int(OFFSET_END)
 
     def poll(self, timeout_s: float) -> Record | None:
-        """Return the next record, or None if none arrives within ``timeout_s``.
+        """Return the next record, or None if none arrives within ``timeout_s`` or the end of a partition is reached.
 
-        Raises Unavailable if Kafka does not answer, or the registry if it is needed. The next call then returns the
-        record that could not be read.
+        Raises Unavailable if Kafka does not answer, or if a schema is needed from the registry and the registry does
+        not answer. The next call then continues with the record that could not be read.
         """
         raw_record = cast("RawRecord | None", self._consumer.poll(timeout_s))
         if raw_record is None:
@@ -120,12 +123,12 @@ class EventReader:
         try:
             return to_record(self._topic, raw_record, self._contracts)
         except TransientError:
-            # Without this the next call would return the record after this one.
+            # Without the seek, the next call would return the record after ``raw_record``.
             self._consumer.seek(TopicPartition(raw_record.topic(), raw_record.partition(), raw_record.offset()))
             raise
 
     def read_to_end(self) -> Iterator[Record]:
-        """Yield every record from the current place up to the end of the topic. Raises Unavailable."""
+        """Yield the records that were not read yet, up to the end of the topic. Raises Unavailable."""
         self._ends.clear()
         idle = 0
         while len(self._ends) < len(self._partitions):
@@ -137,7 +140,7 @@ class EventReader:
                 raise self._kafka.translate_error(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
 
     def commit(self, record: Record) -> None:
-        """Commit the group's position in the partition of ``record`` as the offset after it. Raises Unavailable."""
+        """Commit the offset after ``record`` as the group's position in its partition. Raises Unavailable."""
         name = self._kafka.topic(record.topic)
         with self._kafka.translating(f"committing {name}"):
             self._consumer.commit(
@@ -145,7 +148,7 @@ class EventReader:
             )
 
     def close(self) -> None:
-        """Leave the group if there is one, and disconnect."""
+        """Leave the group if the reader joined one, and disconnect."""
         self._consumer.close()
 
     def __iter__(self) -> Iterator[Record]:
@@ -164,7 +167,8 @@ class EventReader:
 def to_record(topic: str, raw_record: RawRecord, contracts: Contracts | None) -> Record:
     """Return ``raw_record`` with its value decoded. If decoding fails, the result has an ``error``.
 
-    If ``contracts`` is None, nothing is decoded. Raises Unavailable if the registry is needed and does not answer.
+    If ``contracts`` is None, nothing is decoded. Raises Unavailable if a schema is needed from the registry and the
+    registry does not answer.
     """
     value, event, error = raw_record.value(), None, None
     contract = contracts.catalogue.topics.get(topic) if contracts is not None else None

@@ -1,8 +1,8 @@
 """Handling: decodes records, calls the handler, encodes its outputs, and tells failures apart.
 
 This module decides what follows a failure. A record that can never succeed becomes a dead letter. If a dependency is
-unavailable, handling waits and tries again. A defect is raised. All of this runs in the pool's threads and does not use
-positions or transactions.
+unavailable, handling waits and tries again. A defect is raised, unless the quarantine says that its record must become
+a dead letter. All of this runs in the pool's threads and does not use positions or transactions.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, 
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 MAX_WAIT_S = 60.0
-"""Longest wait before a throttled dependency is tried again.
+"""Longest wait after a dependency has throttled a request.
 
-The wait is cut to this length even if the dependency asks for a longer one, because its limits may change meanwhile.
+The wait is cut to this length even if the dependency asks for a longer wait, because the dependency's limits may change
+meanwhile.
 """
 
 STOP_CHECK_S = 0.5
 """How often a waiting thread checks whether it should stop."""
 
 MAX_OUTPUT_BYTES = 1_000_000
-"""The most bytes of an output. Kafka's default limit is 1,048,588 bytes a record, headers and framing included."""
+"""Largest allowed size of an event with its headers, in bytes.
+
+Kafka's default limit for a record is 1,048,588 bytes, headers and framing included.
+"""
 
 _log = get_logger(__name__)
 
@@ -54,19 +58,20 @@ class Output:
 Handler = Callable[[Sequence[Record]], Sequence[Output | ProducerRecord]]
 """A function that handles a batch of records and returns the outputs, as events or as bytes.
 
-It may be called again with the same records, so its effects must be idempotent. Its errors have these consequences:
+A handler may be called again with the same records, so its effects must be idempotent. The errors that a handler raises
+have these consequences:
 
-- TransientError: a dependency is down. The batch is tried again.
-- PermanentError: a record of the batch can never succeed. A single record becomes a dead letter. The records of a
-  larger batch are then tried one by one.
+- TransientError: a dependency is unavailable. The handler is called again with the batch.
+- PermanentError: a record of the batch can never succeed. If the batch is a single record, the record becomes a dead
+  letter. If the batch is larger, the handler is called with each record alone.
 - Any other RtfmError ends the pipeline.
 - Any other exception is a defect and ends the pipeline, too. A crash journal counts the defects of each record across
-  restarts. At the fourth defect the record becomes a dead letter, and the pipeline continues.
+  restarts. At its fourth defect the record becomes a dead letter, and the pipeline continues.
 """
 
 
 class HandlingResult(NamedTuple):
-    """The outputs and dead letters that handling has made of records. ``produced`` are outputs still to be produced."""
+    """The outputs and the dead letters of handled records. ``produced`` contains the outputs as producer records."""
 
     produced: Sequence[ProducerRecord] = ()
     dead_letters: Sequence[OutgoingLetter] = ()
@@ -82,10 +87,10 @@ class HandlingCancelled(Exception):
 
 @define
 class WaitingState:
-    """The dependencies that a pipeline is waiting for, which its readiness and its metrics show.
+    """The dependencies that a pipeline is waiting for. The pipeline's readiness and metrics show them.
 
-    It is safe to use from several threads. A wait after Throttled is shown as the dependency ``throttled``, because the
-    error does not name the dependency.
+    Several threads may use the same object. A wait after Throttled is shown as the dependency ``throttled``, because
+    that error does not name the dependency.
     """
 
     group: str
@@ -93,7 +98,7 @@ class WaitingState:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def note(self, waiter: object, error: TransientError) -> None:
-        """Note that ``waiter``, which may be any hashable object, waits because of ``error``."""
+        """Note that ``waiter`` waits because of ``error``. Any hashable object can be a waiter."""
         dependency = error.dependency if isinstance(error, Unavailable) else "throttled"
         with self._lock:
             if dependency not in self._dependencies.values():
@@ -106,7 +111,7 @@ class WaitingState:
 
     def clear(self, waiter: object) -> None:
         """Note that ``waiter`` no longer waits."""
-        if waiter not in self._dependencies:  # Read without the lock, because only ``waiter`` adds its own key.
+        if waiter not in self._dependencies:  # No lock is needed, because only ``waiter`` itself adds this key.
             return
         with self._lock:
             self._end_if_unused(self._dependencies.pop(waiter))
@@ -125,7 +130,7 @@ class WaitingState:
 
 
 class Handling:
-    """The handling of one topic's records for one group. It is safe to use from several threads."""
+    """The handling of one topic's records for one group. Several threads may use the same object."""
 
     def __init__(
         self,
@@ -150,10 +155,11 @@ class Handling:
         self._seconds = PROCESS_SECONDS.labels(topic)
 
     def handle(self, raw_records: Sequence[RawRecord], partition: PartitionState) -> HandlingResult:
-        """Handle ``raw_records`` of one partition as one batch, and try again while a dependency is down.
+        """Handle ``raw_records`` of one partition as one batch, and try again while a dependency is unavailable.
 
-        Raises HandlingCancelled if the service stops or the partition is no longer assigned while this thread waits.
-        A defect of the handler is raised as it is, unless it makes the record a dead letter (``count_defect``).
+        Raises HandlingCancelled if this thread had to wait and the service is stopping or the partition is no longer
+        assigned. A defect of the handler is raised as it is, unless ``Quarantine.count_defect`` says that the record
+        must become a dead letter.
         """
         if self._quarantine.is_active and (result := self._dead_letter_if_fatal(raw_records)) is not None:
             return result
@@ -186,7 +192,7 @@ class Handling:
     def _retry(
         self, raw_records: Sequence[RawRecord], partition: PartitionState, error: TransientError
     ) -> HandlingResult:
-        """Handle ``raw_records`` again, with waits between, until no TransientError such as ``error`` is raised."""
+        """Wait and handle ``raw_records`` again, until no TransientError is raised. ``error`` is the first one."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         try:
             while True:
@@ -203,7 +209,7 @@ class Handling:
             self._waiting.clear(threading.get_ident())
 
     def dead_letter_output(self, raw_record: RawRecord, error: PermanentError) -> HandlingResult:
-        """Return a dead letter of ``raw_record`` to replace its outputs, which the brokers do not accept."""
+        """Return a dead letter of ``raw_record``, to replace outputs of this record that a broker refused."""
         return self._dead_letter(to_record(self._topic, raw_record, self._contracts), error, "PRODUCE")
 
     def _wait(self, wait_s: float, partition: PartitionState) -> None:
@@ -240,9 +246,10 @@ class Handling:
         return _merge([self._call_handler([record]) for record in records])
 
     def _encode(self, output: Output, record: Record | None) -> ProducerRecord:
-        """Encode ``output``, with the trace of the ``record`` from which the handler made it.
+        """Encode ``output``, and continue the trace of ``record`` in its headers.
 
-        Raises PermanentError if the event is invalid or too large.
+        ``record`` is None if the handler got several records. Raises PermanentError if the event is invalid or too
+        large.
         """
         topic, event, headers = output.topic, output.event, output.headers
         if record is not None and record.headers and (trace := record.header("traceparent")) is not None:
@@ -257,7 +264,10 @@ class Handling:
         return HandlingResult(dead_letters=(self._builder.build_letter(record, error, stage),))
 
     def _dead_letter_if_fatal(self, raw_records: Sequence[RawRecord]) -> HandlingResult | None:
-        """Return a dead letter of a record that crashed the process too often, otherwise None. Decodes nothing."""
+        """Return a dead letter if there is one record and it crashed the process too often. Otherwise return None.
+
+        The record is not decoded, because decoding may be what crashes.
+        """
         crashes = self._quarantine.count_crashes(self._group, raw_records[0].partition(), raw_records[0].offset())
         if len(raw_records) > 1 or crashes < FATAL_CRASHES:
             return None

@@ -1,7 +1,7 @@
 """Lanes: the thread pool that handles records, and that keeps the records of one lane in order.
 
-This module owns the pool's threads, the queue of tasks for them and the queue of their results. Handlers run in the
-pool. Only the pipeline's thread calls the methods of ``Lanes``. Nothing is committed here.
+This module owns the pool's threads, the queue of tasks and the queue of results. Handlers run in the pool. Only the
+pipeline's thread calls the public methods of ``Lanes``. Nothing is committed here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from rtfm.streams.position import PartitionState
 from rtfm.streams.quarantine import Quarantine
 
 LaneKey = tuple[int, Hashable]
-"""Partition number and record key.
+"""What identifies a lane: the partition number and the record's key.
 
-The key does not contain the assignment. A lane therefore continues when a partition is revoked and assigned again, and
-its records stay in order although a handler may still work on a record of the old assignment.
+A record without a key has a lane of its own, in which its offset replaces the key. With batches, None replaces the key.
+A lane key does not contain the assignment. So if a partition is revoked and assigned again, its records stay in order:
+a record of the new assignment waits until no handler works on a record of the old assignment in the same lane.
 """
 
 PolledRecord = tuple[PartitionState, RawRecord]
-"""A record and the assignment that it was polled under."""
+"""A record and the assignment in which the record was polled."""
 
 LOOKAHEAD_S = 0.03
-"""Seconds of work that may be queued for the pool. A transaction takes about this long under load."""
+"""Seconds of work that are queued before the pool is crowded. A transaction takes about this long under load."""
 
 SPEED_INTERVAL_S = 0.02
-"""Seconds between two measurements of how fast the pool handles records."""
+"""Shortest time between two measurements of the pool's speed, in seconds."""
 
 SKIPPED = HandlingResult()
 """The result of records that were not handled."""
@@ -40,7 +41,7 @@ SKIPPED = HandlingResult()
 class Finished(NamedTuple):
     """Records of one assignment and the result of handling them.
 
-    ``is_last`` means that they are the last records of their lane's task, so that the lane's next task can start.
+    If ``is_last`` is true, these records are the last ones of their lane's task, and the lane's next task can start.
     """
 
     partition: PartitionState
@@ -53,7 +54,8 @@ class Finished(NamedTuple):
 class Lanes:
     """The pool of ``concurrency`` threads, which call ``handling``.
 
-    Without a ``batch_size`` a call gets one record. With it, a call gets up to that many records of one partition.
+    Without a ``batch_size``, a call gets one record. With a ``batch_size``, a call gets up to that many records of one
+    partition.
     """
 
     def __init__(
@@ -100,13 +102,13 @@ class Lanes:
     def is_crowded(self) -> bool:
         """Whether so many tasks are queued that more records would only wait.
 
-        It is always false with batches, because a longer queue makes larger batches.
+        With batches, this is false, because a longer queue then makes larger batches.
         """
         return self._batch_size is None and self._tasks.qsize() >= max(2 * len(self._threads), self.depth)
 
     @property
     def depth(self) -> int:
-        """The number of tasks, each a record or a batch, that the pool handles in LOOKAHEAD_S at its latest speed."""
+        """The number of records, or of batches, that the pool handles in LOOKAHEAD_S at its latest speed."""
         now_s = self._clock()
         if (elapsed_s := now_s - self._speed_since_s) >= SPEED_INTERVAL_S:
             self._depth = int(self._handled_count / elapsed_s * LOOKAHEAD_S)
@@ -114,7 +116,7 @@ class Lanes:
         return self._depth
 
     def put(self, polled: Iterable[PolledRecord]) -> None:
-        """Add records to their lanes, and start the lanes that were empty."""
+        """Add records to their lanes, and queue a task for each lane that had no work."""
         new_lanes, all_queued, is_batched = [], self._queued, self._batch_size is not None
         for item in polled:
             partition, record = item
@@ -134,8 +136,9 @@ class Lanes:
     def collect(self, wait_s: float = 0.0) -> list[Finished]:
         """Return what the pool has finished since the last call, and queue the next task of each lane.
 
-        Waits up to ``wait_s`` for the first result. The return value does not contain skipped records and records of
-        ended assignments. Raises the first error that ended the handling of a record in the pool.
+        Waits up to ``wait_s`` for the first result. The return value contains neither skipped records nor records of
+        assignments that have ended. If the handling of a record raised an error in the pool, raises the first such
+        error.
         """
         try:
             results = [self._results.get(timeout=wait_s)] if wait_s else []

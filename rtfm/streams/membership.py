@@ -1,7 +1,7 @@
 """Membership: the consumer of one instance in its group, and the state of each assigned partition.
 
-This module owns joining, leaving, rebalances, polling and pausing. During an assignment it returns each unfinished
-record once, and no finished record. It does not handle records. A listener commits.
+This module owns joining, leaving, rebalances, polling and pausing. During an assignment, polling returns each
+unfinished record once and returns no finished record. This module does not handle records, and lets a listener commit.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ _TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
 _log = get_logger(__name__)
 
 _client_log = logging.getLogger("rtfm.streams.librdkafka")
-# librdkafka's warnings about offsets and polling are logged, because they explain a wrong position. Its lines about
-# connections are not, because they repeat while a broker is away. The log event ``waiting`` reports that once.
+# librdkafka's warnings about offsets and polling are logged, because they explain a wrong position. librdkafka's lines
+# about connections are not logged, because they repeat while a broker is away. The log event ``waiting`` says once that
+# no broker answers.
 _client_log.addFilter(lambda line: line.getMessage().startswith(("OFFSET", "MAXPOLL", "COMMITFAIL")))
 
 
 class RebalanceListener(Protocol):
-    """The methods that a membership calls, on the thread that polls and mostly during a poll.
+    """The methods that a membership calls, mostly during a poll, and on the thread that polls.
 
     If a method raises an error, ``Membership.poll`` or ``Membership.leave`` raises that error.
     """
@@ -65,14 +66,14 @@ class RebalanceListener(Protocol):
     def before_revoke(self) -> None:
         """Commit the finished records now, because partitions are about to be revoked.
 
-        The new owner of a partition handles the records again that are not committed.
+        If a finished record is not committed, the new owner of its partition handles the record again.
         """
 
     def on_drop(self) -> None:
-        """Drop the uncommitted records of partitions whose assignment has ended; ``is_assigned`` is False for them."""
+        """Drop the uncommitted records of each partition whose ``is_assigned`` is False."""
 
     def on_end_of_log(self, partition: PartitionState) -> None:
-        """Note that ``partition`` was read to the end of the log, and that ``end`` moved past transaction markers."""
+        """Note that ``partition`` was read to the end of the log, and that its ``end`` passed transaction markers."""
 
     def confirm_name(self) -> None:
         """Raise Fenced if another process uses this instance's name."""
@@ -101,7 +102,7 @@ class Membership:
         self._starts = Starts(kafka, topic=topic, group=group)
         self._partitions: dict[int, PartitionState] = {}
         self._just_assigned: dict[int, int] = {}
-        """The partitions that were assigned since ``poll`` last began to return records, and their start offsets."""
+        """The partitions that were assigned since the consumer last gave ``poll`` a first record, with their starts."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False
@@ -119,7 +120,7 @@ class Membership:
 
     @property
     def consumer(self) -> Consumer:
-        """The consumer. It exists only between ``open`` and ``leave``; otherwise RtfmError is raised."""
+        """The consumer. Raises RtfmError before ``open`` and after ``leave``."""
         if self._consumer is None:
             raise RtfmError(f"{self._group}: not connected")
         return self._consumer
@@ -141,18 +142,19 @@ class Membership:
     def poll(self, wait_s: float, limit: int) -> list[tuple[PartitionState, RawRecord]]:
         """Return up to ``limit`` unfinished records. Waits up to ``wait_s`` for the first one.
 
-        After a transient error it rejoins the group and returns nothing. Raises ConfigError if the topic was deleted,
-        Fenced if another process uses this instance's name, and RtfmError if records come out of order. Any other error
-        of the listener is raised as it is.
+        After a TransientError this method rejoins the group and returns no records. Raises ConfigError if the topic was
+        deleted, Fenced if another process uses this instance's name, and RtfmError if records come out of order. Any
+        other error of the listener is raised as it is.
         """
         try:
             return self._poll(wait_s, limit)
-        except TransientError as exc:  # It may come from the listener.
+        except TransientError as exc:  # The error may come from the listener.
             self.rejoin(exc)
             return []
 
     def _poll(self, wait_s: float, limit: int) -> list[tuple[PartitionState, RawRecord]]:
-        # consume(n, t) waits for the whole time t unless it gets n records. poll(t) returns as soon as one is there.
+        # consume(n, t) waits for the whole time t unless there are n records. So poll(t) is called first, which returns
+        # as soon as there is one record.
         records: list[RawRecord] = []
         if (first := self.consumer.poll(wait_s)) is not None:
             self._just_assigned.clear()
@@ -189,10 +191,11 @@ class Membership:
         return unfinished
 
     def _rewind_just_assigned(self, records: list[RawRecord]) -> list[RawRecord]:
-        """Seek to the start of partitions that were assigned during this poll, and return the other records.
+        """Seek to the start of each partition that was assigned during this poll. Return the other partitions' records.
 
-        An assignment can happen while the consumer collects ``records``. It cannot be told which records of the
-        partition were fetched before the assignment. Admitting one of them would mark the wrong offsets as finished.
+        A partition can be assigned while the consumer collects ``records``. Then some records of this partition may
+        have been fetched before the assignment, and nothing shows which ones. If such a record were admitted, wrong
+        offsets would count as finished.
         """
         just_assigned = dict(self._just_assigned)
         for number, offset in just_assigned.items():
@@ -217,13 +220,13 @@ class Membership:
                 partition.is_paused = False
 
     def wind_down(self) -> None:
-        """Stop returning records, also those of later assignments, but stay in the group."""
+        """Return no more records, not even those of later assignments, but stay in the group."""
         self._leaving = True
         if self._consumer is not None:
             self.pause(self.partitions)
 
     def leave(self) -> None:
-        """Leave the group. Before that the listener may commit; its error is raised unless it is transient."""
+        """Leave the group. The listener may commit first. An error of the listener is raised unless it is transient."""
         self._leaving = True
         if self._consumer is not None:
             self._consumer.close()
@@ -238,8 +241,9 @@ class Membership:
         is_answering = True
         for partition in self._partitions.values():
             try:
-                # The cached values come from fetching, and a paused partition is not fetched. If brokers do not answer
-                # for one partition, the loop must not wait for them once for each.
+                # Cached values come from fetching. A paused partition is not fetched, so a broker is asked. If brokers
+                # do not answer for one partition, they are not asked for the remaining ones, so that the loop waits
+                # only once.
                 low, high = self.consumer.get_watermark_offsets(
                     TopicPartition(self._full_topic, partition.number),
                     timeout=WATERMARK_TIMEOUT_S,
@@ -253,8 +257,8 @@ class Membership:
                 lag.set(max(0, high - max(partition.committed, low)))
 
     def _on_statistics(self, text: str) -> None:
-        # Only the statistics tell an idle consumer that no broker answers. They also list brokers that the consumer has
-        # not connected to yet.
+        # Only the statistics tell an idle consumer that no broker answers. The statistics also list brokers to which
+        # the consumer has not connected yet, so one broker that is up is enough.
         states = {broker["state"] for broker in json.loads(text)["brokers"].values()}
         if states and "UP" not in states:
             self._waiting.note("brokers", self._kafka.unreachable_error(f"reading {self._full_topic}"))
@@ -287,9 +291,9 @@ class Membership:
     def _has_been_readmitted(self) -> bool:
         """Return whether the group removed this member while it had partitions, and readmitted it.
 
-        Another member may have had the partitions meanwhile. Usually librdkafka reports them as lost. It does not if a
-        static member learns of its removal from the answer to a request to join. The partitions then stay assigned in
-        the next generation, although the member has a new member id.
+        Another member may have had the partitions meanwhile. Usually librdkafka reports such partitions as lost. But if
+        a static member learns of its removal from the response to a request to join, librdkafka reports nothing. The
+        partitions then stay assigned in the next generation, although the member has a new member id.
         """
         member = self.consumer.consumer_group_metadata()
         return is_member(member) and any(
@@ -336,7 +340,8 @@ class Membership:
             self._waiting.clear(self)
             return
         numbers = [item.partition for item in topic_partitions]
-        # An old state of the same partition must go, because otherwise both states would be committed.
+        # If there is an old state of one of these partitions, it is removed, because otherwise both states would be
+        # committed.
         self._remove_partitions(numbers)
         # The member id is read before the positions. If the group removes this member in between, another member may
         # commit, and the old id then shows that the positions may be out of date.
@@ -344,7 +349,8 @@ class Membership:
         partitions = self._starts.find(consumer, numbers, partial(self._listener.read_positions, consumer))
         for partition in partitions:
             partition.member_id = member
-        # From here on the states are complete. A commit from an incomplete state would replace the finished map.
+        # The states are added only now, when they are complete. If a position were committed from an incomplete state,
+        # its empty finished map would replace that of the group.
         self._partitions |= {partition.number: partition for partition in partitions}
         for partition in partitions:
             self._listener.on_assign(partition)
@@ -355,7 +361,7 @@ class Membership:
         if self._leaving:
             self.pause(partitions)
         else:
-            # librdkafka keeps a partition paused across assignments.
+            # librdkafka keeps a partition paused across assignments, but the new state says that it is not paused.
             consumer.resume(fetched)
         REBALANCES.labels(self._group, "assigned").inc()
         _log.info("assigned", group=self._group, partitions=sorted(self._partitions), starts=starts)
@@ -394,15 +400,16 @@ class Membership:
     # Errors of the consumer
 
     def _handle_read_error(self, error: KafkaError, partition: int) -> None:
-        """Log ``error`` if the consumer recovers by itself. Otherwise raise it.
+        """Log ``error`` if the consumer recovers from it by itself. Otherwise raise an error of this project.
 
         Raises TransientError if rejoining the group helps, Fenced if another process uses this instance's name, and
         ConfigError for a fatal error.
         """
         if any(error.code() == code or KafkaError(code).str() in error.str() for code in _TAKEN_OVER):
-            # The code is either that of ``error``, or named in the text of a fatal error. The coordinator may be
-            # mistaken: after a stall, or after it took over the group, it may fence a static member because of the
-            # member's own older request (KAFKA-20985). If no other process uses the name, this instance may rejoin.
+            # One of these codes is either the code of ``error``, or named in the text of a fatal error. The coordinator
+            # can be mistaken: after a stall or a move of the group to another coordinator, a static member may be
+            # fenced because of its own older request (KAFKA-20985). If no other process uses the name, this instance
+            # may rejoin.
             self._listener.confirm_name()
             _log.warning("fenced by the coordinator, rejoining", group=self._group)
             raise Unavailable("kafka", f"the coordinator fenced {self._kafka.instance_id}: {error.str()}")
@@ -416,7 +423,7 @@ class Membership:
         _log.warning("kafka error", group=self._group, error=error.str())
 
     def _watch_topic(self, has_records: bool) -> None:
-        """Raise ConfigError if brokers have reported the topic as unknown for TOPIC_PATIENCE_S and it is missing."""
+        """Raise ConfigError if brokers report the topic as unknown for TOPIC_PATIENCE_S and a check confirms that."""
         if has_records:
             self._missing_since_s = None
         elif self._missing_since_s is not None and time.monotonic() - self._missing_since_s >= TOPIC_PATIENCE_S:

@@ -6,20 +6,21 @@ Start reading here. A record passes these steps from poll to commit:
    and ``position`` restores from it which offsets are finished.
 2. ``membership.Membership.poll`` returns the records that are unfinished according to ``position``.
 3. ``lanes.Lanes.put`` appends each record to its lane. A lane has the records of one partition and key, in order. The
-   pool handles at most one task of a lane at a time. Lanes do not wait for each other, so a slow key delays no other.
+   pool handles at most one task of a lane at a time. Lanes do not wait for each other. So while one thread handles a
+   slow record, the other threads handle records of other lanes.
 4. In the pool, ``handling.Handling.handle`` decodes the record, calls the handler and encodes its outputs. A record
    that can never succeed becomes a dead letter (``dead_letters``). While a dependency is down, the pool's thread waits.
    ``quarantine`` notes which records each thread is handling, so that they are known after a crash.
 5. ``lanes.Lanes.collect`` returns what the pool has finished. ``commits.Commits.add_finished`` checks the limit on dead
-   letters (``dead_letters.limits``) and marks the records as finished in ``position``.
+   letters (``dead_letters.limits``) and notes in ``position`` that the records are finished.
 6. ``commits.Commits.commit`` produces the outputs and dead letters and commits the positions, in one transaction
-   (``transactions``). A record can be committed before an earlier record of its partition is finished: the committed
-   offset is the lowest unfinished one, and its metadata says which offsets above it are finished.
-7. If a transaction fails, its records are committed with the next one. If its outcome is unknown, ``commits`` finds out
-   by comparing the group's positions with the positions that it sent.
+   (``transactions``). A record can be committed while an earlier record of its partition is unfinished. The committed
+   offset is the lowest unfinished one, and the metadata of the position says which higher offsets are finished.
+7. If a transaction fails, its records are committed with the next one. If the outcome of a transaction is unknown,
+   ``commits`` compares the group's positions with the positions in the transaction to find it out.
 
-One thread does all of this except step 4. A defect of the handler ends the pipeline, which then commits nothing more;
-with a crash journal, the fourth defect of one record makes it a dead letter instead.
+One thread does all of this except step 4. A defect of the handler ends the pipeline, which then commits nothing more.
+But with a crash journal, a record becomes a dead letter at its fourth defect, and the pipeline continues.
 In Kafka, the outputs or the dead letter of each record are committed exactly once. The handler itself may run again for
 a record, for example after a crash. docs/delivery.md lists the promises and their limits.
 """
@@ -54,22 +55,22 @@ IDLE_SLEEP_S = 0.01
 HANDLER_POLL_S = 0.05
 
 POLL_RECORDS = 300
-"""The most records that one poll returns."""
+"""The largest number of records that one poll returns."""
 
 HIGH_WATER = 500
-"""Unfinished records at which a partition is full, unless the pool handles that many within LOOKAHEAD_S.
+"""A partition with this many unfinished records is full, unless the pool handles as many within LOOKAHEAD_S.
 
-This limit and POLL_RECORDS bound the length of the finished map. The map is part of the position's metadata, and a
-broker accepts 4,096 bytes of metadata by default. An unfinished record adds at most three bytes to the map, which are
-four characters in base64. So 800 unfinished records need at most 3,200 characters. The tally of dead letters needs 270
-more. With batches the limit is at least two batches. The records of a partition then finish in order, which keeps the
-map short.
+HIGH_WATER and POLL_RECORDS together bound the length of the finished map. The map is part of the position's metadata,
+and a broker accepts 4,096 bytes of metadata by default. An unfinished record adds at most three bytes to the map, which
+are four characters in base64. So 500 + 300 unfinished records need at most 3,200 characters. The tally of dead letters
+needs up to 270 more. With batches, a partition is full only when it also has two batches of unfinished records. The
+records of a partition then finish in order, which keeps the map short.
 """
 
 MAX_WINDOW = 2000
-"""Offsets in a partition's window at which a partition with HIGH_WATER unfinished records is full in any case.
+"""A partition with HIGH_WATER unfinished records is full at this many offsets in its window, even if the pool is fast.
 
-In so short a window an offset adds at most one byte to the map.
+In such a short window an offset adds at most one byte to the finished map.
 """
 
 CROWDED_PATIENCE_S = 1.0
@@ -91,14 +92,15 @@ __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
 
 class Unfinished(RtfmError):
-    """The time for stopping is over and work is left. The next start reads those records again."""
+    """The time for stopping is over, and some records are not committed. The next start reads these records again."""
 
 
 class Pipeline:
     """A pipeline, which reads one topic as one consumer group and calls ``handler`` with the records.
 
-    With a ``batch_size``, a call gets up to that many records of one partition, in order. Without it, a call gets one
-    record, and the records of one key are handled one after another. Up to ``concurrency`` calls run at the same time.
+    With a ``batch_size``, a call gets up to that many records of one partition, in order. Without a ``batch_size``, a
+    call gets one record, and the records of one key in a partition are handled one after another. Up to ``concurrency``
+    calls run at the same time.
     """
 
     def __init__(
@@ -121,9 +123,9 @@ class Pipeline:
         """Prepare the pipeline; ``run`` connects to Kafka.
 
         If ``handler`` is a future, the pipeline joins the group once the future has a result. Without ``dead_letters``
-        the default limits apply. Without a ``quarantine``, a record that crashes the process crashes it at every start.
-        ``grace_s`` is the time that stopping may take; four fifths of it are for unfinished records. After
-        ``max_outside_s`` outside the group the pipeline reports that it is not alive.
+        the default limits apply. Without a ``quarantine``, nothing prevents that a record crashes the process at every
+        start. ``grace_s`` is the time that stopping may take. Four fifths of this time are for unfinished records. If
+        the instance is outside the group for longer than ``max_outside_s``, the pipeline reports that it is not alive.
 
         Raises ConfigError if ``topic`` is not in the catalogue.
         """
@@ -176,8 +178,8 @@ class Pipeline:
 
         Raises ConfigError if the topic does not exist, Fenced if another process uses this instance's name,
         TooManyDeadLetters at the limit on dead letters, and Unfinished if work is left when the time for stopping is
-        over. A defect of the handler is raised as it is, unless it makes its record a dead letter. After an error
-        nothing more is committed, except that TooManyDeadLetters is raised after the last commit.
+        over. A defect of the handler is raised as it is, unless its record becomes a dead letter. After an error
+        nothing more is committed. TooManyDeadLetters is raised only after the last commit.
         """
         self._health.ready_when(self._group, self._waiting_reason)
         self._health.alive_when(f"{self._group} membership", self._outside_reason)
@@ -204,13 +206,16 @@ class Pipeline:
     # The loop
 
     def _open(self) -> bool:
-        """Open the transactional producer and join the group, waiting for Kafka. Return False if stopped meanwhile."""
+        """Open the transactional producer and join the group. Return False if ``stop`` is set before that is done.
+
+        If Kafka is unavailable, this method waits and tries again.
+        """
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not self._stop.is_set():
             self._health.beat(self._group)
             try:
-                # The producer is opened first, because that ends a transaction that a crashed predecessor left open,
-                # which takes up to a second.
+                # The producer is opened before the group is joined, because opening it ends any transaction that a
+                # crashed process of the same name left open. This takes up to a second.
                 self._commits.open()
                 if not self._await_handler():
                     return False
@@ -225,7 +230,7 @@ class Pipeline:
         return False
 
     def _await_handler(self) -> bool:
-        """Wait until the handler is ready. Return False if stopped meanwhile."""
+        """Wait until the handler is ready. Return False if ``stop`` is set meanwhile."""
         handler = self._handler
         if isinstance(handler, Future):
             while not handler.done():
@@ -237,7 +242,7 @@ class Pipeline:
         return True
 
     def _step(self) -> None:
-        """Collect results, poll and commit, each at most once and only if it is due."""
+        """Collect results, poll and commit. Leave out those of these steps that are not due."""
         self._health.beat(self._group)
         if self._lanes:
             # Results are awaited here and not in poll(), because another thread cannot wake poll().
@@ -270,7 +275,7 @@ class Pipeline:
         """Finish and commit the records being handled, and return whether work is left.
 
         The pool skips records that are only queued. They stay unfinished, and the next start reads them again.
-        Raises TooManyDeadLetters if that was the reason to stop.
+        Raises TooManyDeadLetters if a partition is at the limit on dead letters.
         """
         deadline_s = time.monotonic() + self._grace_s * 0.8
         self._quarantine.note_shutdown()
@@ -322,9 +327,9 @@ class Pipeline:
     def _apply_backpressure(self) -> bool:
         """Pause and resume partitions as needed, and return whether to poll.
 
-        Polling stops at first if the pool is crowded, or if the commits or a partition are full. After
-        CROWDED_PATIENCE_S the full partitions are paused and polling continues, because the group removes a member that
-        does not poll.
+        If the pool is crowded, or if the commits or a partition are full, polling stops at first. If this lasts longer
+        than CROWDED_PATIENCE_S, polling continues, because the group removes a member that does not poll. The full
+        partitions are then paused, or all partitions if the pool is crowded or the commits are full.
         """
         now_s = time.monotonic()
         partitions = self._membership.partitions

@@ -1,10 +1,11 @@
 """Position: the state of one assignment, and the position to commit when records finish out of order.
 
-This module owns the format of a committed position. The offset is the lowest unfinished one. The metadata contains the
-finished map, which says which offsets above it are finished, and then the tally of dead letters if there are any. The
-finished map is a list of run lengths. Its length is bounded by the number of unfinished records, because each run of
-finished offsets follows an unfinished one. The map is never cut, because records that it does not mention would be
-handled again. This module uses neither Kafka nor a clock.
+This module owns the format of a committed position. The committed offset is the lowest unfinished one, or the end of
+the window if all offsets are finished. The metadata contains the finished map, which says which offsets above the
+committed one are finished. After the map follows the tally of dead letters, if there are dead letters. The finished map
+is a list of run lengths. The length of the map is bounded by the number of unfinished records, because each run of
+finished offsets follows an unfinished one. The map is never cut, because finished records beyond the end of the map
+would be handled again. This module uses neither Kafka nor a clock.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def encode_map(unfinished: Iterable[int], end: int) -> str:
     """Return the finished map up to ``end`` (exclusive), given the ``unfinished`` offsets in ascending order.
 
     The map begins at the first unfinished offset. It consists of the version of the format and then, in base64, the
-    lengths of the runs of unfinished and of finished offsets in turn, each as a varint. It is empty if no offset above
-    the first unfinished one is finished.
+    lengths of the runs of unfinished and of finished offsets in turn, each as a varint. The map is empty if no offset
+    above the first unfinished one is finished.
     """
     runs: list[int] = []
     start = stop = -1
@@ -88,24 +89,24 @@ def decode_map(offset: int, metadata: str) -> tuple[list[int], int]:
 class PartitionState:
     """The state of one assignment of a partition, above all which offsets are unfinished.
 
-    Each assignment has its own object. ``is_assigned`` becomes False when the assignment ends, so that later results of
-    it are recognised and dropped. Every offset below ``end`` that is not in ``unfinished`` is finished. That includes
-    offsets without a record, which transactions and compaction leave.
+    Each assignment has its own object. ``is_assigned`` becomes False when the assignment ends, so that results that
+    come later are recognised and dropped. Every offset below ``end`` that is not in ``unfinished`` is finished. The
+    finished offsets include those without a record, which transactions and compaction leave.
     """
 
     number: int
     member_id: bytes = b""
     """The member id that this instance had in the group when the partition was assigned."""
     start: int = 0
-    """The offset from which this assignment is read. A record below it is an error."""
+    """The offset from which this assignment is read. Polling a record with a lower offset is an error."""
     committed: int = 0
     """The committed offset, as far as this process knows."""
     stored: tuple[int, str] | None = None
     """The group's offset and metadata, as far as this process knows; None if the group has no position."""
     end: int = 0
-    """The offset after the window: the highest polled offset plus one, or higher if no record lies between.
+    """The offset after the window: the highest polled offset plus one, or a higher offset if no record lies between.
 
-    After a start it is the end of the restored finished map.
+    When an assignment begins, it is the end of the restored finished map.
     """
     unfinished: dict[int, None] = field(factory=dict)
     """Unfinished offsets in ascending order."""
@@ -150,7 +151,7 @@ class PartitionState:
     def admit(self, offset: int) -> bool:
         """Note that the record at ``offset`` was polled, and return whether it is unfinished.
 
-        Raises RtfmError if the offset is not higher than that of the last record, or is below ``start``.
+        Raises RtfmError if the offset is not higher than the last polled offset, or is below ``start``.
         """
         if 0 <= self._last_polled < offset >= self.end and not self.awaited:  # the usual case
             self._last_polled = offset
@@ -160,11 +161,11 @@ class PartitionState:
         if offset <= self._last_polled:
             raise RtfmError(f"partition {self.number}: polled offset {offset} after {self._last_polled}")
         if offset < self.start:
-            # An earlier record would be handled a second time.
+            # The record may be finished already, and would be handled a second time.
             raise RtfmError(f"partition {self.number}: polled offset {offset}, but reading started at {self.start}")
         self._last_polled = offset
         while self.awaited and self.awaited[0] < offset:
-            del self.unfinished[self.awaited.popleft()]  # The log no longer has this record.
+            del self.unfinished[self.awaited.popleft()]  # The log no longer has the awaited record.
         if self.awaited and self.awaited[0] == offset:
             self.awaited.popleft()
             return True

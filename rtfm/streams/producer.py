@@ -1,12 +1,12 @@
 """Producer: sends events outside of transactions.
 
-Records are compressed, and each is acknowledged by all in-sync replicas. Retries do not duplicate records. The
-partitioner is that of Java's clients. The queue is bounded. While it is full, a caller waits for up to the delivery
-timeout and then gets an error.
+A record is delivered when all in-sync replicas have acknowledged it. Retries do not duplicate records. The partitioner
+is the one of Kafka's Java clients. The queue is bounded. If the queue is full, a call waits for room, and raises
+Unavailable after the delivery timeout.
 
-If a queued record is not delivered, ``on_delivery`` and the next ``flush`` report that. This includes records that are
-still queued when the producer is closed. A service need not call ``flush``, because the producer keeps only the number
-of failures for each reason.
+If a queued record is not delivered, ``on_delivery`` and the next ``flush`` report that. Records that are still queued
+when the producer is closed are dropped, and only ``on_delivery`` and the log report them. A service need not call
+``flush``, because the producer keeps only the number of failures for each reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rtfm.telemetry import SENT, get_logger, new_traceparent
 CONTENT_TYPE = b"application/vnd.confluent.avro"
 _POLL_S = 0.1
 _REPORT_TIMEOUT_S = 2.0
-"""Time limit for reporting dropped records when the producer is closed, which needs no broker."""
+"""Time limit for reporting dropped records when the producer is closed. These reports need no broker."""
 
 _log = get_logger(__name__)
 
@@ -39,7 +39,7 @@ Report = Callable[[KafkaError | None, Message], None]
 
 @frozen(kw_only=True)
 class Delivery:
-    """The delivery report of one record. ``error`` is None if it was delivered. ``topic`` is without prefix."""
+    """The delivery report of one record. ``error`` is None if the record was delivered. ``topic`` is without prefix."""
 
     topic: str
     partition: int
@@ -59,8 +59,8 @@ class EventProducer:
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = Counter[str]()
-        # By topic: its name on the cluster, and the report callback for records without ``on_delivery``. They are
-        # cached, because building both for each record took a twelfth of the time to produce a question.
+        # By topic, the topic's name on the cluster, and the report callback for records without ``on_delivery``. Both
+        # are cached, because building them for each record took a twelfth of the time that sending a question takes.
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
@@ -127,10 +127,11 @@ class EventProducer:
                 return
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until all sent records are acknowledged, for at most ``timeout_s`` (by default the delivery timeout).
+        """Wait up to ``timeout_s`` until all sent records are acknowledged.
 
-        Raises Unavailable if records were not delivered since the last flush. The error has their number and one of the
-        reasons.
+        By default the time is a second longer than the delivery timeout. Raises Unavailable if records are not
+        acknowledged in this time, or if records failed since the last flush. The error gives the number of all these
+        records, and the reason for one of them.
         """
         waiting = self._producer.flush(self._settings.kafka_delivery_timeout_s + 1 if timeout_s is None else timeout_s)
         with self._lock:
@@ -148,9 +149,10 @@ class EventProducer:
         return len(self._producer)
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Deliver the queued records within ``timeout_s`` (by default the delivery timeout), then stop.
+        """Wait up to ``timeout_s`` until the queued records are delivered, then stop. The default is that of ``flush``.
 
-        Records that are not delivered in time are dropped. They are reported to ``on_delivery``, counted and logged.
+        Records that are not delivered in time are dropped. Each dropped record is reported to its ``on_delivery`` and
+        counted in the metrics. The log gets their number.
         """
         if self._closed.is_set():
             return
@@ -171,7 +173,7 @@ class EventProducer:
         self.close(None if error is None else 0)
 
     def _poll(self) -> None:
-        # poll() calls the report callbacks. This thread does that even if the caller only sends.
+        # poll() calls the report callbacks. This thread calls poll(), so that a caller need not do more than send.
         while not self._closed.is_set():
             self._producer.poll(_POLL_S)
 
@@ -196,7 +198,7 @@ class EventProducer:
                         error=None if error is None else error.str(),
                     )
                 )
-            except Exception:  # Otherwise an unrelated call of another thread would raise it.
+            except Exception:  # Otherwise the call that runs this callback would raise the error, perhaps elsewhere.
                 _log.exception("on_delivery failed", topic=topic)
 
         return report

@@ -1,6 +1,6 @@
 """Progress: the committed offsets and members of a consumer group, for `import`, `status` and tests.
 
-Does not join the group and does not commit.
+This module does not join the group and commits nothing.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class GroupProgress:
         self._consumer = Consumer({**self._kafka.client_config(), "group.id": self._group})
 
     def committed_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        """Return the committed offset of each of the ``partitions`` that has one.
+        """Return, by partition number, the offset from which the group continues.
 
-        The committed offset is the one from which the group continues. Raises Unavailable if Kafka does not answer.
+        Those of the ``partitions`` without a committed offset are left out. Raises Unavailable if Kafka does not
+        answer.
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
@@ -59,7 +60,10 @@ class GroupProgress:
             raise
 
     def _retry(self, ask: Callable[[], T]) -> T:
-        """Return the result of ``ask``. Retry it for REQUEST_TIMEOUT_S, because a coordinator may have just started."""
+        """Return the result of ``ask``. If Kafka is unavailable, call ``ask`` again for up to REQUEST_TIMEOUT_S.
+
+        A coordinator that has just started may need this time.
+        """
         until = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:

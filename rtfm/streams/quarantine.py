@@ -1,14 +1,15 @@
-"""Quarantine: finds records that crash the process, and stops them from crashing it at every start.
+"""Quarantine: finds records that crash the process, so that they do not crash the process at every start.
 
 Each thread notes in a small file, the crash journal, which records it is handling. The file is mapped into memory, so a
-note costs no system call. The notes survive a crash of the process, but perhaps not one of the machine.
+note costs no system call. The notes survive a crash of the process, but perhaps not a crash of the machine.
 
-At the next start, the records that were being handled are suspects. While a suspect in a partition of this process is
-unfinished, the whole process handles one record at a time. A crash counts against a suspect only if nothing else was
-being handled. So a record does not become a dead letter because another one crashed the process. At the third counted
-crash the suspect becomes a dead letter, before it is handled again. Defects of a handler are counted in the same way.
+After a crash, the records that were being handled are suspects. While a suspect in a partition of this process is
+unfinished, the whole process handles one record at a time. A crash counts against a suspect only if no other record was
+being handled. So if a record crashes the process, no other record becomes a dead letter because of that. After three
+counted crashes the suspect becomes a dead letter and is not handled again. Defects of a handler are counted in the same
+way.
 
-docs/dead-letters.md describes this for operators. docs/decisions/0010-limits-and-deaths.md gives the reasons.
+docs/dead-letters.md describes the quarantine for operators. docs/decisions/0010-limits-and-deaths.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -27,26 +28,30 @@ from rtfm.streams.position import PartitionState
 from rtfm.telemetry import get_logger
 
 FATAL_CRASHES = 3
-"""Crashes while only the suspect was being handled, after which the suspect becomes a dead letter."""
+"""A suspect becomes a dead letter after this many crashes in which no other record was being handled."""
 
 FOLDER = "crash-journals"
 """The folder of the journals in RTFM_HOME."""
 
 _RUNNING, _ENDED = b"R", b"E"
-"""The first byte of the journal. If it still says that the process is running, the process has crashed."""
+"""The first byte of the journal: R while the process runs, and E after its end. After a crash the byte is still R."""
 
 _SLOTS, _SLOT_BYTES = 256, 128
-"""The number of slots in the journal, and the bytes of a slot. Each thread has one; further threads share the last."""
+"""The number of slots in the journal, and the size of a slot in bytes.
+
+Each thread has a slot of its own. If there are more threads than slots, the surplus threads share the last slot.
+"""
 
 _SLOTS_END = 1 + _SLOTS * _SLOT_BYTES
 _FREE = 0
 _TURN_CHECK_S = 0.05
-"""Time between two checks, by a thread that waits for its turn, whether the process is stopping."""
+"""A thread that waits for its turn checks at this interval whether the process is stopping."""
 
 _MAX_SUSPECTS = 100_000
-"""The most offsets of one batch that become suspects.
+"""At most this many offsets of one batch become suspects.
 
-A batch has 500 records. The journal notes only its first and last offset, and many offsets between may have no record.
+The journal notes only the first and the last offset of a batch. A batch of ingest has at most 500 records, but far more
+offsets may lie between its first and last one, because an offset need not have a record.
 """
 
 _log = get_logger(__name__)
@@ -56,7 +61,7 @@ _Suspect = tuple[str, int, int]
 
 
 class KilledProcess(PermanentError):
-    """The record crashed the process, or met a defect, repeatedly while no other record was being handled."""
+    """The record repeatedly crashed the process or met a defect, while no other record was being handled."""
 
 
 class Quarantine:
@@ -71,8 +76,8 @@ class Quarantine:
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
         """Note that this thread is handling the records from offset ``first`` to ``last``.
 
-        While ``is_active``, the thread first waits for its turn; only one thread at a time has it. Return False if the
-        records must not be handled, because the process is stopping.
+        If ``is_active`` is true, the thread first waits for its turn, so that only one thread at a time handles
+        records. Return False if the records must not be handled, because the process is stopping.
         """
         return True
 
@@ -88,7 +93,7 @@ class Quarantine:
         return False
 
     def review(self, group: str, partitions: Iterable[PartitionState]) -> None:
-        """Clear finished suspects. ``partitions`` are all partitions that are assigned to the group's pipeline."""
+        """Clear finished suspects. ``partitions`` are all partitions that this process is assigned in ``group``."""
 
     def note_shutdown(self) -> None:
         """Note that the process is stopping, so that its end is not blamed on a record."""
@@ -97,8 +102,9 @@ class Quarantine:
 class CrashJournal(Quarantine):
     """The quarantine of one process, which its pipelines share. Use as ``with CrashJournal(path) as quarantine: …``.
 
-    The file contains whether the process is running, a slot for each thread, and the suspects of earlier runs. A slot
-    has a line with the group, the partition and the first and last offset that the thread is handling.
+    The file says whether the process is running. It also contains a slot for each thread, and the suspects of earlier
+    runs. A slot contains a line with the group, the partition and the first and last offset that its thread is
+    handling.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,14 +117,14 @@ class CrashJournal(Quarantine):
         self._unfinished: dict[str, int] = {}
         """By group, the number of unfinished suspects in the partitions that are assigned to its pipeline."""
         self.suspects: dict[_Suspect, int] = {}
-        """For each suspect, the crashes and defects counted against it.
+        """For each suspect, the number of crashes and defects that count against it.
 
-        Several threads use this dict, so it is changed only by single operations, which are atomic.
+        Several threads use this dict, so each change of the dict is a single operation, which is atomic.
         """
 
     @classmethod
     def of(cls, settings: Settings, name: str) -> CrashJournal:
-        """Return the journal of service ``name`` in RTFM_HOME. Two processes must not share one."""
+        """Return the journal of service ``name`` in RTFM_HOME. Two processes must not share a journal."""
         file = f"{settings.kafka_topic_prefix}{name}@{settings.instance_id}"
         return cls(settings.home / FOLDER / quote(file, safe=""))
 
@@ -180,8 +186,8 @@ class CrashJournal(Quarantine):
     def count_defect(self, group: str, partition: int, first: int, last: int) -> bool:
         """Count a defect of a handler, like a crash, and return whether the record must become a dead letter now.
 
-        The first defect or crash makes the record a suspect and does not count. The records of a batch only become
-        suspects, because the defect may be due to any of them.
+        The first defect or crash makes the record a suspect and does not count. If the handler got several records, all
+        of them become suspects and nothing is counted, because any of them may be the cause.
         """
         if first != last:
             for offset in range(first, min(last + 1, first + _MAX_SUSPECTS)):
@@ -204,8 +210,8 @@ class CrashJournal(Quarantine):
                 continue
             if not partition.is_finished(offset):
                 unfinished += 1
-            # A record with too many crashes stays a suspect until its dead letter is committed. The process may crash
-            # before that, and would otherwise handle the record again.
+            # A record with too many crashes stays a suspect until its dead letter is committed. The process may end
+            # earlier. If the record were no longer a suspect then, the next run would handle the record again.
             elif crashes < FATAL_CRASHES or offset < partition.committed:
                 self.suspects.pop(suspect, None)
         self._unfinished[group] = unfinished
@@ -219,9 +225,9 @@ class CrashJournal(Quarantine):
         self._memory[:1] = _ENDED
 
     def _write(self, state: bytes) -> mmap.mmap:
-        """Replace the file and return the new one, mapped into memory.
+        """Replace the file, and return the new file mapped into memory.
 
-        The old file is not truncated, because that would crash a process that still has it mapped.
+        The old file is not truncated, because truncating a file crashes a process that has the file mapped.
         """
         listed = json.dumps([[*suspect, crashes] for suspect, crashes in self.suspects.items()]).encode()
         new = self._path.with_name(self._path.name + ".new")
@@ -235,7 +241,7 @@ class CrashJournal(Quarantine):
 
 
 def _read_suspects(path: Path) -> dict[_Suspect, int]:
-    """Return the suspects in the journal ``path``. If the run that wrote it crashed, add what it was handling."""
+    """Return the suspects in the journal ``path``. If the last run crashed, add the records that it was handling."""
     try:
         data = path.read_bytes()
         listed = json.loads(data[_SLOTS_END:])

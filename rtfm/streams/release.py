@@ -1,7 +1,8 @@
 """Release: finds out whether a broker runs a release of Kafka with a known defect.
 
-A broker does not tell its release, but the highest ``metadata.version`` that it supports. Each minor release raises
-that number (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
+A broker does not report its release, but it reports the highest ``metadata.version`` that it supports. Each minor
+release raises that number (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4
+supports 33).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import struct
 _API_VERSIONS, _VERSION = 18, 3
 _MAX_BYTES = 65_536
 _AFFECTED = range(30, 34)
-"""The highest ``metadata.version`` of the releases 4.3.0 to 4.4.0. Later releases may be affected, too."""
+"""The values of ``metadata.version`` of the releases 4.3.0 to 4.4.0. Later releases may be affected, too."""
 
 DEFECT = (
     "Kafka 4.3 or 4.4: its transactions may not end where a partition has no leader for a moment (KAFKA-20734),"
@@ -21,10 +22,10 @@ DEFECT = (
 
 
 def find_defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
-    """Return the known defect of the first broker that answers, as a sentence, or None if it has none.
+    """Return DEFECT if the first broker that responds runs an affected release, otherwise None.
 
-    Return None also if no broker answers, for example because all require encryption or a login. ``timeout_s`` is the
-    time limit for the connection and for each read.
+    If no broker responds, for example because all brokers require encryption, the result is also None.
+    ``timeout_s`` is the time limit for a connection and for each read.
     """
     for server in bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
@@ -39,7 +40,7 @@ def find_defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
 def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
     """Return the highest ``metadata.version`` that a broker supports.
 
-    Raises OSError if the broker cannot be reached, ValueError if its answer cannot be parsed.
+    Raises OSError if the broker cannot be reached, ValueError if its response cannot be parsed.
     """
     request = struct.pack(">hhih", _API_VERSIONS, _VERSION, 1, -1) + b"\x00\x05rtfm\x02\x31\x00"
     with socket.create_connection((host, port), timeout=timeout_s) as connection:
@@ -47,10 +48,10 @@ def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
         with connection.makefile("rb") as answer:
             (length,) = struct.unpack(">i", answer.read(4).ljust(4, b"\0"))
             if not 0 < length <= _MAX_BYTES:
-                raise ValueError(f"an answer of {length} bytes")
-            # The answer lists features (https://kafka.apache.org/protocol, ApiVersions). Each has the length of its
-            # name plus one, its name, and its lowest and highest version. The first list has the features that the
-            # broker supports. A second list, with those that the cluster uses, comes later.
+                raise ValueError(f"a response of {length} bytes")
+            # The response contains two lists of features (https://kafka.apache.org/protocol, ApiVersions). A feature is
+            # written as the length of its name plus one, its name, its lowest version and its highest version. The
+            # first list is that of the features that the broker supports, so the first match is the right one.
             _, _, versions = answer.read(length).partition(b"\x11metadata.version")
     if len(versions) < 4:
         raise ValueError("no metadata.version")

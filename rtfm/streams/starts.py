@@ -1,8 +1,9 @@
 """Starts: finds the offset at which each assignment starts, from the group's committed position and the log.
 
 This module decides where to start if the group has no position, or if the position is outside the log. docs/delivery.md
-has a table of these cases. An unclear answer of the coordinator is never taken as "no position", which would mean to
-read the topic again from its beginning. Nothing is committed here.
+has a table of these cases. If the coordinator responds with an error, no start is chosen. If the coordinator responds
+that there is no position, it is asked again, because without a position the whole log would be handled again. Nothing
+is committed here.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from rtfm.telemetry import LOST_RECORDS, get_logger
 ASSIGN_TIMEOUT_S = 25.0
 """Time limit for finding the starts of all partitions that are assigned together.
 
-A position in an open transaction can be read only when the transaction has ended. If its producer crashed, the broker
-ends it after up to 10 s, plus the interval at which the broker checks for expired transactions.
+A position in an open transaction can be read only when the transaction has ended. If the producer of the transaction
+crashed, the broker ends the transaction after up to 10 s, plus the interval at which the broker checks for expired
+transactions.
 """
 
 CONFIRMATIONS = 2
-"""How often a position is read again if it is missing, or older than one that this process knows.
+"""A position is read again up to this many times if it is missing, or lower than one that this process knows.
 
 A coordinator that has just taken over a group may not know the newest position yet.
 """
@@ -34,7 +36,7 @@ CONFIRM_PAUSE_S = 0.15
 """Time before a position, or the end of the log, is read again."""
 
 LOG_END_PATIENCE_S = 3.0
-"""How long to wait if the log ends before the committed position.
+"""If the log ends before the committed position, its end is read again for this many seconds.
 
 A new leader of the partition may not know the end of the log yet.
 """
@@ -42,9 +44,9 @@ A new leader of the partition may not know the end of the log yet.
 _log = get_logger(__name__)
 
 ReadPositions = Callable[[list[int], float], list[TopicPartition]]
-"""A function that returns the group's committed positions of partitions.
+"""A function that returns the group's committed positions of some partitions.
 
-It gets the numbers of the partitions and a time limit in seconds. Raises Unavailable, Fenced.
+Its arguments are the numbers of the partitions and a time limit in seconds. It raises Unavailable, Fenced.
 """
 
 
@@ -74,10 +76,10 @@ class Starts:
         self._known[partition.number] = max(partition.committed, self._known.get(partition.number, 0))
 
     def find(self, consumer: Consumer, numbers: Sequence[int], read: ReadPositions) -> list[PartitionState]:
-        """Return a new state for each of the partitions ``numbers``; its ``start`` says where to start.
+        """Return a new state for each of the partitions ``numbers``, with the ``start`` of its assignment.
 
-        Raises Unavailable if a position cannot be read, Fenced, and ConfigError if the metadata of a position was
-        written by another program.
+        Raises Unavailable if a position or the range of a log cannot be read, Fenced if ``read`` raises it, and
+        ConfigError if the metadata of a position was written by another program.
         """
         deadline_s = self._clock() + ASSIGN_TIMEOUT_S
         positions = {position.partition: position for position in read(list(numbers), ASSIGN_TIMEOUT_S)}
@@ -125,7 +127,7 @@ class Starts:
         return partition
 
     def _log_range(self, consumer: Consumer, number: int, deadline_s: float) -> tuple[int, int]:
-        """Return the beginning and the end of a partition's log: its first offset, and the offset after its last."""
+        """Return the first offset of a partition's log, and the offset after the last one."""
         with self._kafka.translating(f"reading the first and last offsets of {self._full_topic}"):
             low, high = consumer.get_watermark_offsets(
                 TopicPartition(self._full_topic, number), timeout=min(REQUEST_TIMEOUT_S, self._left_s(deadline_s))

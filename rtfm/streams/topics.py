@@ -29,7 +29,7 @@ from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
 
 MAX_COUNTED_OFFSETS = 20_000
-"""The most offsets of a topic whose records are counted, by reading about 20 MB."""
+"""The records of a topic are counted only if it has at most this many offsets. Counting then reads about 20 MB."""
 
 COUNT_TIMEOUT_S = 5.0
 """Time limit for counting the records of a topic."""
@@ -50,8 +50,9 @@ class Step:
 class TopicState:
     """A topic as it exists on the cluster.
 
-    ``offsets`` is the number of offsets in its logs, including those of transaction markers and aborted records.
-    ``lag`` is the lag of each group that reads the topic.
+    ``offsets`` is the number of offsets in the topic's logs, including those of transaction markers and aborted
+    records. ``lag`` is the lag of the group that the catalogue names for the topic, by the group's name. If the
+    catalogue names none, ``lag`` is empty.
     """
 
     topic: str
@@ -120,7 +121,7 @@ class TopicAdmin:
             return [self._read_state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
 
     def count_records(self, state: TopicState) -> int | None:
-        """Return the number of committed records in a topic. They are read, because Kafka does not count them.
+        """Return the number of committed records in a topic. All are read, because Kafka does not count records.
 
         Return None if the topic has more than MAX_COUNTED_OFFSETS offsets, or if reading takes longer than
         COUNT_TIMEOUT_S. Raises Unavailable if Kafka does not answer.
@@ -133,7 +134,8 @@ class TopicAdmin:
         consumer = Consumer(
             {
                 **self._kafka.consumer_config("rtfm-offsets"),
-                # The broker reports the end of a log after this time. The default is half a second.
+                # At the end of a log, the broker waits this long for further records before it responds. The default
+                # is half a second.
                 "fetch.wait.max.ms": 10,
             }
         )
@@ -161,7 +163,7 @@ class TopicAdmin:
         return count
 
     def delete(self) -> None:
-        """Delete every topic of the catalogue under the topic prefix. Raises ConfigError without a prefix."""
+        """Delete every topic of the catalogue under the topic prefix. Raises ConfigError if no prefix is set."""
         if not self._settings.kafka_topic_prefix:
             raise ConfigError("topics are deleted only if they have a prefix", hint="set KAFKA_TOPIC_PREFIX")
         names = [self._kafka.topic(name) for name in self._count_partitions()]
@@ -241,7 +243,8 @@ class TopicAdmin:
                 code = exc.args[0].code()
                 if allow_existing and code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return None
-                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # The topic existed when the plan was made.
+                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    # The topic existed when the plan was made, so somebody is deleting it.
                     raise Unavailable("kafka", f"{what}: a topic is being deleted", hint="try again") from exc
                 raise
 
@@ -253,9 +256,9 @@ def _expected_config(topic: Topic, replicas: int) -> dict[str, str]:
         # With three replicas, producers can write while one broker is down, and each acknowledged record is on at least
         # two brokers.
         "min.insync.replicas": str(max(1, replicas - 1)),
-        # Retention counts from the time when a record is written to the log. Imported old messages would otherwise be
-        # removed at once.
+        # With this setting, retention counts from the time when a record is written to the log. Without it, retention
+        # would remove a record at once if its producer gives it the time of an old message.
         "message.timestamp.type": "LogAppendTime",
-        # A dead letter is larger than its original, because headers with the reason are added.
+        # A dead letter has more headers than its original, so it may be larger than the default limit.
         **({"max.message.bytes": "2097152"} if topic.schema is None else {}),
     }

@@ -1,8 +1,9 @@
 """Transactions: records and positions of a group that become visible together or not at all.
 
-This module owns the transactional producer. If ``commit`` returns, everything is committed. If it raises NotCommitted,
-nothing is committed. If it raises OutcomeUnknown, call ``open``, which ends the transaction. Then read the group's
-positions to find out whether it was committed. The caller decides when to try again.
+This module owns the transactional producer. If ``commit`` returns, the whole transaction is committed. If ``commit``
+raises NotCommitted, nothing is committed. If ``commit`` raises OutcomeUnknown, the caller must call ``open``, which
+ends the transaction, and then read the group's positions to find out whether the transaction was committed. The caller
+decides when to try again.
 """
 
 from __future__ import annotations
@@ -27,31 +28,35 @@ OPEN_TIMEOUT_S = 5.0
 """Time limit for opening a producer."""
 
 COMMIT_TIMEOUT_S = 8.0
-"""Time limit for a whole transaction. It is less than EXPIRY_S, so that this process ends the transaction first."""
+"""Time limit for a whole transaction. It is less than EXPIRY_S, so that a broker does not end the transaction first."""
 
 ABORT_TIMEOUT_S = 8.0
 """Time limit for aborting a transaction."""
 
 CALL_GRACE_S = 0.5
-"""How long a call of librdkafka may exceed its own time limit before it is abandoned."""
+"""A call of librdkafka is abandoned if it exceeds its own time limit by more than this."""
 
 EXPIRY_S = 10.0
-"""How long a transaction may be open before a broker aborts it and fences its producer."""
+"""If a transaction is open for this long, a broker aborts the transaction and fences its producer."""
 
 STATISTICS_MS = 250
-"""Interval of librdkafka's statistics, from which a lost connection is noticed."""
+"""Interval of librdkafka's statistics, which show whether a connection was lost."""
 
 CLOCK_JITTER_US = 10_000
-"""Microseconds by which the computed start of one and the same connection may differ between statistics.
+"""The start that is computed for one connection may differ by this many microseconds between two sets of statistics.
 
-librdkafka reads the clock twice for each set of statistics. A new connection starts later by more than this.
+The reason is that librdkafka reads the clock twice for each set. If the start is later by more than this, the
+connection is a new one.
 """
 
 CLOCK_TOLERANCE_S = 1.0
-"""How much earlier than EXPIRY_S a broker may abort a transaction, as measured by this process's clock."""
+"""By this process's clock, a broker may abort a transaction up to this much earlier than EXPIRY_S."""
 
 MAX_RECORD_BYTES = 2_000_000
-"""The most bytes of a record. A dead letter has the bytes of its original, by default up to a megabyte, and headers."""
+"""Largest allowed size of a record, in bytes.
+
+A dead letter contains its original, which by default has up to a megabyte, and added headers.
+"""
 
 _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _REBALANCING = {
@@ -73,7 +78,7 @@ class ProducerRecord(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes of key, value and headers before compression."""
+        """The size of key, value and headers before compression, in bytes."""
         headers = sum(len(name) + len(value or b"") for name, value in self.headers)
         return len(self.key or b"") + len(self.value or b"") + headers
 
@@ -88,8 +93,8 @@ class Fenced(RtfmError):
 class NotCommitted(RtfmError):
     """Nothing of the transaction was committed.
 
-    ``rebalancing`` says that the reason is a rebalance of the group, which is normal. ``too_large_for`` is the topic
-    for which a broker refused a record because of its size.
+    ``rebalancing`` is true if the reason is a rebalance of the group, which is normal. If a broker refused a record
+    because of its size, ``too_large_for`` is the topic of that record.
     """
 
     def __init__(self, message: str, *, rebalancing: bool = False, too_large_for: str | None = None) -> None:
@@ -134,11 +139,12 @@ class Transactions:
     def needs_open(self) -> bool:
         """Whether ``open`` must be called before anything else is sent, because the producer needs a new epoch.
 
-        There are three reasons: the outcome of a transaction is unknown, a broker refused records of an aborted
-        transaction, or a connection was lost. In the last case a request on the lost connection may still reach the
-        broker, after the client has repeated it on a new connection. The broker checks a late request only against the
-        producer's epoch. With an unchanged epoch it would add the request's positions to a later transaction. (KIP-890
-        introduces an epoch for each transaction, but librdkafka 2.16 does not implement it.)
+        A new epoch is needed if the outcome of a transaction is unknown, if a transaction was aborted for another
+        reason than a rebalance, or if a connection was lost. A request that was sent on a lost connection may still
+        reach the broker, after the client has repeated the request on a new connection. The broker checks such a late
+        request only against the producer's epoch. With an unchanged epoch the broker would add the positions in the
+        late request to a later transaction. (KIP-890 introduces an epoch for each transaction, but librdkafka 2.16 does
+        not implement KIP-890.)
         """
         if self._producer is not None:
             try:
@@ -162,13 +168,13 @@ class Transactions:
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
                 "linger.ms": 5,
-                # How long to wait before a request is repeated while the broker still writes the markers of the last
-                # transaction. The default is 100 ms.
+                # While the broker still writes the markers of the last transaction, it refuses a request, and
+                # librdkafka repeats the request after this time. The default is 100 ms.
                 "retry.backoff.ms": 10,
                 "message.max.bytes": MAX_RECORD_BYTES,
-                # A successful commit confirms that all records were delivered.
+                # A successful commit confirms that all records were delivered, so only failures are reported.
                 "delivery.report.only.error": True,
-                # How long to wait for a missing topic to appear. The default of 30 s is longer than a transaction.
+                # How long to wait for a missing topic to appear. The default of 30 s is longer than EXPIRY_S.
                 "topic.metadata.propagation.max.ms": 3_000,
                 "statistics.interval.ms": STATISTICS_MS,
                 "stats_cb": self._on_statistics,
@@ -211,9 +217,9 @@ class Transactions:
     def confirm_name(self, position: TopicPartition) -> None:
         """Raise Fenced if another process uses this name.
 
-        This method begins a transaction, sends ``position`` and aborts the transaction. If no broker answers, it
-        returns. The position is sent for a group that no consumer uses, so that a late request can do no harm. After
-        the call ``needs_open`` is true.
+        This method begins a transaction, sends ``position`` and aborts the transaction. If no broker answers, the
+        method returns without an error. The position is sent for a group that no consumer uses, so that a late request
+        can do no harm. After the call ``needs_open`` is true.
         """
         own = Consumer({**self._kafka.client_config(), "group.id": self._id})
         self._begin()
@@ -257,9 +263,10 @@ class Transactions:
                     self._producer.poll(0.05)
 
     def _on_statistics(self, text: str) -> None:
-        # Only connections to a broker by its id count. The logical connection to the coordinator carries no positions,
-        # and it changes when the coordinator moves. A lost connection is recognised by the age of the present one. The
-        # count of disconnects is not used, because it starts at 0 again when librdkafka replaces a broker.
+        # Only connections to brokers with an id are considered. The logical connection to the coordinator has no id. It
+        # carries no positions, and changes when the coordinator moves. If the present connection to a broker started
+        # later than the connection that was seen first, that one was lost. The count of disconnects is not used,
+        # because it starts at 0 again when librdkafka replaces a broker.
         statistics = json.loads(text)
         for broker in statistics["brokers"].values():
             if (node := broker["nodeid"]) < 0:
@@ -272,10 +279,10 @@ class Transactions:
             self._has_lost_connection |= has_lost
 
     def _send_offsets(self, positions: list[TopicPartition], member: object, limit_s: float) -> None:
-        """Send ``positions``. Raises OutcomeUnknown if that does not return in time.
+        """Send ``positions``. Raises OutcomeUnknown if librdkafka's call does not return in time.
 
         librdkafka does not keep its own time limit while the group's coordinator is away (librdkafka issue 5456). So
-        the call runs in a thread of its own, which is abandoned together with the producer if it does not return.
+        the call runs in a thread of its own. If the call does not return, the thread and the producer are abandoned.
         """
         send = partial(self._producer.send_offsets_to_transaction, positions, member, limit_s)
         try:
@@ -288,8 +295,8 @@ class Transactions:
             return
         topic = (record.topic() or "").removeprefix(self._kafka.topic_prefix)
         SENT.labels(topic, error.name()).inc()
-        # An abort purges queued records. Their reports do not tell the cause of the abort, so they are ignored. Reports
-        # of the last transaction may arrive during this one and are ignored, too.
+        # An abort purges queued records. The reports of purged records do not tell the cause of the abort, so these
+        # reports are ignored. Reports of an earlier transaction may arrive during this one and are ignored, too.
         if number == self._transaction_number and error.code() not in _PURGED:
             self._refused = self._refused or _Refusal(topic, error.code(), f"{record.topic()}: {error.str()}")
 
@@ -305,13 +312,14 @@ class Transactions:
             if _is_fenced(abort_error.args[0]):
                 raise self._expired_or_fenced(abort_error.args[0]) from abort_error
             raise OutcomeUnknown(error.str()) from abort_error
-        # The report of a refused record may come after the error that the refusal causes, but it comes before the abort
-        # returns. So ``_refused`` is read here.
+        # If a record was refused, its report may come after ``error``, but comes before the abort returns. So
+        # ``_refused`` is read here.
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
-        # A new epoch is needed if a request of this transaction may still reach a broker, because the broker would add
-        # it to the producer's next transaction. It is also needed after a refused record, because that leaves a gap in
-        # the sequence numbers. Neither is the case if the group refused the positions.
+        # If a request of this transaction may still reach a broker, a new epoch is needed, because the broker would add
+        # the request to the producer's next transaction. If a record was refused, a new epoch is needed, too, because
+        # the refusal leaves a gap in the sequence numbers. If only the group refused the positions, no new epoch is
+        # needed.
         self._needs_open = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
@@ -323,9 +331,9 @@ class Transactions:
     def _expired_or_fenced(self, error: KafkaError) -> RtfmError:
         """Return OutcomeUnknown if the transaction was open for so long that a broker ended it, otherwise Fenced.
 
-        Brokers send the same error in both cases. A transaction expires after EXPIRY_S if brokers are down or this
-        process is frozen, and then the process need not end. If another process has taken the name as well, the next
-        transaction is fenced.
+        Brokers send the same error in both cases. A transaction can expire because brokers are down or because this
+        process is frozen, and the process need not end for that. If another process also uses the name, one of the two
+        processes is fenced later.
         """
         if time.monotonic() - self._started_s >= EXPIRY_S - CLOCK_TOLERANCE_S:
             return OutcomeUnknown(f"a transaction was open for longer than {EXPIRY_S:g} s: {error.str()}")
@@ -341,19 +349,19 @@ class Transactions:
 def is_member(metadata: bytes) -> bool:
     """Return whether a consumer with this group ``metadata`` is a member of its group.
 
-    The generation of a consumer that is not a member is -1. Positions must not be committed with it, because a broker
-    accepts them without a check even if the group has members. librdkafka writes the metadata as a signature and then
-    the generation (rd_kafka_consumer_group_metadata_write).
+    If a consumer is not a member, its generation is -1. Positions must not be committed with the generation -1, because
+    a broker accepts such positions without a check even if the group has members. librdkafka writes the metadata as a
+    signature and then the generation (rd_kafka_consumer_group_metadata_write).
     """
     (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
     return bool(generation >= 0)
 
 
 def member_id(metadata: bytes) -> bytes:
-    """Return the member id in group ``metadata``, which follows the name of the group.
+    """Return the member id in group ``metadata``, which is empty if the consumer is not a member.
 
-    It is empty if the consumer is not a member. A classic group gives a new id to each member that joins. So while the
-    id stays the same, the group has not removed the member and given its partitions to another one.
+    The id follows the name of the group. A classic group gives a new id to each member that joins. So while the id
+    stays the same, the group has not removed the member and given the member's partitions to another member.
     """
     _, _, rest = metadata[len("CGMDv2:") + 4 :].partition(b"\0")
     return rest.partition(b"\0")[0]

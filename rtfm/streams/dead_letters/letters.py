@@ -23,16 +23,16 @@ from rtfm.streams.transactions import ProducerRecord
 
 TOPIC = names.DEAD_LETTERS
 MAX_STACK_BYTES = 4096
-"""The most bytes of an error's stack in a dead letter. The end of the stack is kept."""
+"""Largest allowed size of an error's stack in a dead letter, in bytes. Of a longer stack, the end is kept."""
 
 MAX_MESSAGE_BYTES = 1024
-"""The most bytes of an error's message in a dead letter."""
+"""Largest allowed size of an error's message in a dead letter, in bytes. Of a longer message, the beginning is kept."""
 
 OPEN, REPLAYED, DISCARDED = "OPEN", "REPLAYED", "DISCARDED"
 STATES = (OPEN, REPLAYED, DISCARDED)
 """The states of a dead letter."""
 
-# The header names of Kafka Connect, which other tools know
+# The names of these headers are those of Kafka Connect, so other tools know them
 # (https://cwiki.apache.org/confluence/display/KAFKA/KIP-298%3A+Error+Handling+in+Connect).
 _CONNECT = "__connect.errors."
 _SOURCE_TOPIC, _SOURCE_PARTITION, _SOURCE_OFFSET = f"{_CONNECT}topic", f"{_CONNECT}partition", f"{_CONNECT}offset"
@@ -57,7 +57,10 @@ Headers = Sequence[tuple[str, bytes]]
 
 @frozen
 class OutgoingLetter:
-    """A dead letter to be produced. ``offset`` is that of the record that failed. ``reason`` is the error's class."""
+    """A dead letter to be produced.
+
+    ``offset`` is that of the record that failed. ``reason`` is the name of the error's class.
+    """
 
     offset: int
     reason: str
@@ -85,7 +88,7 @@ class Replay:
 
     @classmethod
     def split(cls, headers: Headers) -> tuple[list[tuple[str, bytes]], Replay | None]:
-        """Return the original headers of a record, and its Replay. That is None if the record is not a replay."""
+        """Return the original headers of a record, and its Replay, which is None if the record is not a replay."""
         block = headers[-len(_REPLAY_BLOCK) :]
         if tuple(name for name, _ in block) != _REPLAY_BLOCK:
             return list(headers), None
@@ -116,8 +119,8 @@ class DeadLetterBuilder:
     def build_letter(self, record: Record, error: BaseException, stage: str) -> OutgoingLetter:
         """Return the dead letter of ``record``. ``stage`` is DECODE, HANDLE, PRODUCE or CRASH.
 
-        If ``record`` is a replay, the dead letter has the original's headers and the time of its first failure, and its
-        number of attempts is one higher.
+        If ``record`` is a replay, the dead letter has the headers of the original and the time of the first failure.
+        Its number of attempts is one higher than that of the replay.
         """
         original, replay = Replay.split(record.headers)
         cause = error.__cause__ or error
@@ -155,10 +158,10 @@ class DeadLetterBuilder:
 
 @frozen(kw_only=True)
 class Letter:
-    """A dead letter as read from dead-letters. ``headers`` are the original ones, ``facts`` the added ones.
+    """A dead letter as read from dead-letters. ``headers`` are the original headers, ``facts`` the added ones.
 
-    If another program wrote the record, original and added headers cannot be told apart. Then ``headers`` is None and
-    ``facts`` has all headers, so that those of Kafka Connect can be used.
+    If another program wrote the record, original and added headers cannot be told apart. Then ``headers`` is None, and
+    ``facts`` contains all headers, so that any headers of Kafka Connect among them can be used.
     """
 
     partition: int
@@ -181,12 +184,12 @@ class Letter:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """The partition and offset of the record that failed; for a replay, those of the replay. -1 if unknown."""
+        """The partition and offset of the record that failed last, which may be a replay. Each is -1 if unknown."""
         return self.number(_SOURCE_PARTITION), self.number(_SOURCE_OFFSET)
 
     @property
     def stage(self) -> str:
-        """DECODE, HANDLE, PRODUCE or CRASH. If another program wrote the record, it may be another name."""
+        """The stage: DECODE, HANDLE, PRODUCE or CRASH. A dead letter of another program may have another stage."""
         return self.facts.get(_STAGE, "")
 
     @property
@@ -211,7 +214,7 @@ class Letter:
 
     @property
     def schema_id(self) -> str:
-        """The schema id in the value, or empty if there is none."""
+        """The schema id in the value, or an empty text if the value has no schema id."""
         return self.facts.get(_SCHEMA_ID, "")
 
     @property
@@ -230,7 +233,7 @@ class Letter:
         )
 
     def number(self, name: str) -> int:
-        """Return the number in the added header ``name``, or -1 if there is none."""
+        """Return the number in the added header ``name``, or -1 if the header is missing or not a number."""
         try:
             return int(self.facts.get(name, ""))
         except ValueError:
@@ -252,14 +255,15 @@ class Mark:
     def build_record(letter: Letter, kind: str) -> ProducerRecord:
         """Return the record of a mark for ``letter``.
 
-        The mark goes to the partition of the dead letter, so that retention never removes it before the dead letter.
+        The mark goes to the partition of the dead letter, so that retention does not remove the mark before the dead
+        letter.
         """
         headers = [(_MARK_OF, letter.id.encode()), (_MARK, kind.encode())]
         return ProducerRecord(TOPIC, f"mark-{letter.id}".encode(), None, headers, partition=letter.partition)
 
 
 def parse_letter(raw_record: RawRecord) -> Letter | Mark:
-    """Return ``raw_record``, which is from dead-letters, as a dead letter or as a mark."""
+    """Return ``raw_record``, a record of the topic dead-letters, as a dead letter or as a mark."""
     headers: list[tuple[str, bytes]] = list(raw_record.headers() or [])
     last, value = headers[-1] if headers else ("", b"")
     if last == _MARK and raw_record.value() is None:

@@ -1,10 +1,10 @@
 """Limits: how many dead letters are too many, so that a broken release does not turn a whole topic into dead letters.
 
 This module owns the tally of a partition and the limit on dead letters. The tally is committed with the partition's
-position, in the transaction that commits the dead letters that it counts. It therefore survives restarts, and moves
+position, in the transaction that commits the counted dead letters. The tally therefore survives restarts, and moves
 with the partition to another processor. At the limit no further record becomes a dead letter, however often the service
-is started again. When a record can be handled again, the tally goes down, and the pipeline continues. This module does
-no input or output.
+is started again. If the next record can be handled, the pipeline continues, and handled records lower the share of dead
+letters in the tally. This module does no input or output.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rtfm.settings import Settings
 
 TALLY_RECORDS = 1000
-"""The number of most recent records of a partition that the tally covers."""
+"""The tally covers this many of the latest records of a partition."""
 
 MIN_SHARE_RECORDS = 200
-"""The number of records that the tally must have counted before the limit on the share applies."""
+"""The limit on the share applies only if the tally has counted at least this many records."""
 
 _MASK = (1 << TALLY_RECORDS) - 1
 
@@ -58,9 +58,10 @@ class TallyState:
         self.bits = (self.bits << 1 | 1) & _MASK
 
     def undo_handled(self) -> None:
-        """Take back the count of one handled record, because brokers refused its outputs.
+        """Take back the count of one handled record, because a broker refused its outputs.
 
-        The newest handled record is taken back. The refused one may be older, which makes no difference to the limit.
+        The bit of the newest handled record is removed. The refused record may be an older one, but the number of dead
+        letters in the tally is the same in both cases.
         """
         newer = _count_trailing_ones(self.bits)
         self.bits = self.bits >> newer + 1 << newer | self.bits & (1 << newer) - 1
@@ -106,7 +107,7 @@ class DeadLetterPolicy:
         )
 
     def limit_reason(self, tally: TallyState) -> str | None:
-        """Return why ``tally`` is at the limit, or None if it is below it."""
+        """Return why ``tally`` is at the limit, or None if the tally is below the limit."""
         if 0 < self.max_consecutive <= tally.consecutive:
             return f"the last {tally.consecutive} records were all dead letters"
         dead = tally.bits.bit_count()
@@ -122,7 +123,7 @@ def _count_trailing_ones(bits: int) -> int:
 def too_many_error(topic: str, partition: int, limit: str, reason: str) -> TooManyDeadLetters:
     """Return the error for a ``partition`` at the limit. ``limit`` is the text of ``limit_reason``.
 
-    ``reason`` is the class of the error that made the last dead letter.
+    ``reason`` is the class of the error because of which the last record became a dead letter, or would have.
     """
     return TooManyDeadLetters(
         f"{topic}, partition {partition}: {limit}, the last one because of {reason}; stopped at the limit",

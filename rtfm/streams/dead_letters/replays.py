@@ -1,7 +1,7 @@
 """Replays: the rules that decide whether a dead letter may be replayed.
 
 A replay is refused if the dead letter was replayed or discarded before, if its record failed too often or crashed the
-process, if it is known to fail again, or if its event was erased. This module replays nothing; ``store`` does.
+process, if the replay is known to fail again, or if the event was erased. This module only decides; ``store`` replays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtfm.streams.dead_letters.letters import OPEN, REPLAYED
 from rtfm.streams.dead_letters.store import FiledLetter
 
 MAX_REPLAYS = 3
-"""The number of replays of one record that are allowed without ``force``."""
+"""One record may be replayed this many times without ``force``."""
 
 _ERASED = "it was erased since (`rtfm-cli forget`)"
 
@@ -26,8 +26,9 @@ _ERASED = "it was erased since (`rtfm-cli forget`)"
 class ReplayRules:
     """The rules for replays, as a function that returns the reason why a dead letter must not be replayed, or None.
 
-    With ``force``, only what is impossible or erased is refused. ``is_erased`` returns whether an event was erased. A
-    replay would put an erased event back into Kafka until retention removes it.
+    With ``force``, a replay is refused only if it is impossible, or if the event was erased. ``is_erased`` returns
+    whether an event was erased. The replay of an erased event would put the event back into Kafka until retention
+    removes it.
     """
 
     contracts: Contracts

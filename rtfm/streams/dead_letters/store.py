@@ -2,8 +2,8 @@
 
 This module reads committed records only. A mark, which is a record of the same topic, says that a dead letter was
 replayed or discarded. A replay and its mark are committed in one transaction. Of all processes that replay or discard,
-only the last one that started can commit, so two of them never replay the same dead letter. The caller decides which
-dead letters may be replayed.
+only the last one that started can commit, and it sees all marks of the earlier processes. So two processes do not
+replay the same open dead letter. The caller decides which dead letters may be replayed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES,
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, ProducerRecord, Transactions
 
 WRITER = "rtfm-dlq"
-"""The transactional name that all processes use to replay or discard, so that a later one fences an earlier one."""
+"""The transactional name of every process that replays or discards, so that a later process fences an earlier one."""
 
 READ_TIMEOUT_S = 10.0
 """How long reading may go without a record before Kafka counts as unavailable."""
@@ -35,7 +35,7 @@ _RETRY_PAUSES_S = (0.0, 0.2, 1.0)
 _READING = "reading dead-letters"
 
 _BATCH_RECORDS, _BATCH_BYTES = 200, 4_000_000
-"""The dead letters or the bytes at which a transaction is committed."""
+"""A transaction is committed when it has this many dead letters, or more than this many bytes."""
 
 
 @frozen(kw_only=True)
@@ -80,7 +80,7 @@ class FiledLetter:
 
 @frozen(kw_only=True)
 class Decision:
-    """What was decided about a dead letter. If ``refusal`` is not None, nothing was done, for that reason."""
+    """What was decided about a dead letter. If ``refusal`` is a text, nothing was done, and the text is the reason."""
 
     found: FiledLetter
     refusal: str | None = None
@@ -88,7 +88,7 @@ class Decision:
 
 @frozen
 class _Write:
-    """The records to produce for one dead letter: a mark of ``kind``, and before it the replay if it is replayed."""
+    """The records to produce for one dead letter: the original if it is replayed, and then a mark of ``kind``."""
 
     found: FiledLetter
     kind: str
@@ -116,8 +116,8 @@ class DeadLetterStore:
     def find(self, wanted: LetterFilter) -> Iterator[FiledLetter]:
         """Yield the dead letters that ``wanted`` selects, oldest first in each partition.
 
-        The topic is read twice. Marks are read first, because a mark comes after its dead letter. Then the dead letters
-        are read, which are too large to keep all of them in memory.
+        The topic is read twice. The first time all marks are collected, because a mark comes after its dead letter. The
+        second time the dead letters are yielded. They are too large to be kept in memory during a single reading.
         """
         starts = self._find_starts(wanted)
         marks = {item.letter_id: item for item in self._read(starts) if isinstance(item, Mark)}
@@ -137,7 +137,7 @@ class DeadLetterStore:
         return 0 if found.error is not None else len(found.partitions)
 
     def replay(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
-        """Produce the originals of the selected dead letters to their topics, and yield what was decided about each.
+        """Replay the selected dead letters, and yield a decision about each dead letter.
 
         A dead letter is not replayed if ``refusal`` returns a reason for it. Raises Fenced if another process starts to
         replay or discard meanwhile. What was yielded before that remains true.
@@ -152,8 +152,8 @@ class DeadLetterStore:
                 letter.key,
                 letter.value,
                 [*(letter.headers or []), *letter.to_replay().headers()],
-                # The original's partition is kept, so that the replay is in order with other records of its key even if
-                # their producer used another partitioner.
+                # The replay goes to the partition of the failed record. The other records of the same key are there,
+                # even if their producer used another partitioner.
                 partition=number if 0 <= number < partitions(letter.topic) else -1,
             )
             return _Write(found, REPLAYED, (record, Mark.build_record(letter, REPLAYED)))
@@ -161,9 +161,9 @@ class DeadLetterStore:
         yield from self._write(wanted, refusal, build_replay)
 
     def discard(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
-        """Mark the selected dead letters as discarded, and yield what was decided about each. Raises Fenced.
+        """Mark the selected dead letters as discarded, and yield a decision about each dead letter. Raises Fenced.
 
-        Retention removes them later.
+        Retention removes the dead letters later.
         """
 
         def build_mark(found: FiledLetter) -> _Write:
@@ -249,7 +249,10 @@ class DeadLetterStore:
     # Reading
 
     def _find_starts(self, wanted: LetterFilter) -> dict[int, int]:
-        """Return the offset in each partition from which to read. Partitions without a selected one are left out."""
+        """Return, by partition number, the offset from which to read.
+
+        A partition is left out if no dead letter in it can be selected.
+        """
         name = self._kafka.topic(TOPIC)
         count = len(self._kafka.list_partitions(self._consumer, name))
         if wanted.ids is not None:
@@ -277,7 +280,7 @@ class DeadLetterStore:
             positions = [TopicPartition(name, *start) for start in starts.items()]
             for position in positions:
                 if position.offset >= 0:
-                    # Retention may have removed this offset. Then reading starts at the beginning of the log.
+                    # If retention has removed this offset, reading starts at the beginning of the log.
                     low, high = consumer.get_watermark_offsets(position, REQUEST_TIMEOUT_S)
                     position.offset = max(low, min(position.offset, high))
             consumer.assign(positions)
