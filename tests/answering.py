@@ -1,7 +1,7 @@
 """Fixtures for tests of answering.
 
-They make a guild, questions to it, and an answerer. The guild has one answered question in an open channel and a secret
-in another channel.
+They make a guild, questions that are asked in the guild, and an answerer. The guild has one answered question in an
+open channel, and a secret in another channel.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def asked(question: str = "printer locked by a stale job, how do I unlock it?", 
 
 
 def printer_guild(settings: Settings) -> Knowledge:
-    """Write a guild with one answered question in an open channel and a secret in another channel."""
+    """Write a guild with one answered question in an open channel, and a secret in another channel."""
     opened = knowledge_of(settings, None)
     add(opened, *LOCK, SECRET)
     return opened
 
 
 def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_s: float = 30.0) -> Answerer:
-    """Build an answerer over ``knowledge`` whose clock is stopped; ``gemini``, if given, is its model."""
+    """Build an answerer over ``knowledge`` with a stopped clock and the model ``gemini``; None means no model."""
     model = None
     if gemini is not None:
         model = GeminiModel(api_key=fake.KEY, model=fake.MODEL, endpoint=gemini.address)

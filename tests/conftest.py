@@ -1,8 +1,9 @@
-"""Fixtures of all tests: the real services, started once per run, and separate settings for each test.
+"""Fixtures of all tests: dependencies that are started once per run, and separate settings for each test.
 
-The services are containers if a container engine has the images of docker-compose.yml and the containers answer.
-Otherwise they are processes of this machine. ``RTFM_TEST_STACK=local`` or ``=docker`` demands one of the two. The
-summary of the run says which were used.
+The dependencies are Kafka, the schema registry, Chroma and PostgreSQL. They run in containers if a container engine has
+the images of docker-compose.yml and the containers answer. Otherwise they are processes of this machine.
+``RTFM_TEST_STACK=local`` demands processes, and ``RTFM_TEST_STACK=docker`` demands containers. The summary of the run
+says which of the two were used.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ CACHE_DIR = CHECKOUT / ".rtfm" / "cache"
 
 @frozen(kw_only=True)
 class StackAddresses:
-    """The address at which clients reach each service."""
+    """The address at which clients reach each dependency."""
 
     kafka: str
     schema_registry: str
@@ -54,25 +55,25 @@ class StackAddresses:
 
 
 TOGETHER = {
-    # Tests in these files start services at the default ports.
+    # The tests in these files start the local stack at the default ports.
     "tests/integration/test_demo.py": "local services",
     "tests/integration/test_local.py": "local services",
-    # These have expensive fixtures.
+    # The tests in these files have expensive fixtures.
     "tests/integration/test_compatibility.py": "verdicts",
     "tests/integration/test_java_avro.py": "Java",
     "tests/integration/test_wheel.py": "wheel",
 }
-"""Files whose tests one xdist worker runs in sequence; every other test goes to any free xdist worker."""
+"""The tests of all files with the same value run in one xdist worker; any other test runs in a free xdist worker."""
 
 STACK = pytest.StashKey[str]()
-"""Description of the services that the run uses; the summary prints it."""
+"""Description of the dependencies that the run uses; the summary prints this text."""
 
 RUNNING = pytest.StashKey[SharedStack]()
 
 
 @pytest.fixture(autouse=True)
 def _logs() -> Iterator[None]:
-    """Restore the logging configuration after each test, because commands that run in this process change it."""
+    """Restore the logging configuration after each test, because a command in this process changes it."""
     handlers, level = logging.root.handlers[:], logging.root.level
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     yield
@@ -83,7 +84,7 @@ def _logs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StackAddresses:
-    """Return the addresses of the running services, which all xdist workers of a run share."""
+    """Return the addresses of the dependencies that all xdist workers of a run share."""
     config, folder = request.config, tmp_path_factory.getbasetemp()
     if hasattr(config, "workerinput"):
         folder = folder.parent
@@ -93,9 +94,10 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Stop the services once no other xdist worker uses them.
+    """Stop the dependencies as soon as no other xdist worker uses them.
 
-    This is a hook and not the teardown of a fixture, because waiting for the other xdist workers may take a while.
+    This is done in a hook and not in the teardown of a fixture, because waiting for the other xdist workers may take
+    longer than the timeout of a test.
     """
     config = session.config
     if (shared := config.stash.get(RUNNING, None)) is not None:
@@ -108,15 +110,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run unit tests last.
 
-    They are short, so that no xdist worker is left alone with a long test at the end of the run.
+    Unit tests are short. At the end of the run, no xdist worker has to finish a long test while the others are idle.
     """
     items.sort(key=lambda item: "tests/unit/" in item.nodeid)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a unit test that needs services, for example by the fixture ``settings`` or ``archive``."""
+    """Fail a unit test that needs dependencies, for example because it uses the fixture ``settings``."""
     if "tests/unit/" in item.nodeid and "stack" in getattr(item, "fixturenames", ()):
-        pytest.fail("a unit test starts no services; move it to tests/integration", pytrace=False)
+        pytest.fail("a unit test starts no dependencies; move it to tests/integration", pytrace=False)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -125,9 +127,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     xdist_group marks do not work: xdist 3.8 writes them into node ids that pytest 9.2 no longer reads.
     """
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it carries no types
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
-    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # its package is not typed
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             return TOGETHER.get(nodeid.partition("::")[0], nodeid)
 
@@ -136,7 +138,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Tell the summary which services the tests of an xdist worker used."""
+    """Tell the summary which dependencies the tests of an xdist worker used."""
     if what := getattr(node, "workeroutput", {}).get("stack"):
         node.config.stash[STACK] = what
 
@@ -144,7 +146,8 @@ def pytest_testnodedown(node: Any) -> None:
 def _start_stack(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
     addresses, what = _start_services(exits, wanted)
     with psycopg.connect(addresses["postgres"], autocommit=True) as connection:
-        # Making a database for each test takes mostly disk time, and no database has to survive a crash of the machine.
+        # Creating a database for each test takes mostly disk time. No database has to survive a crash of the machine,
+        # so PostgreSQL need not wait for the disk.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
     return addresses, what
@@ -166,14 +169,14 @@ def _start_services(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]
 
     local = LocalStack(exits.enter_context(stack_home()), cache_dir=CACHE_DIR)
     exits.callback(local.down)
-    # The default ports are left to the tests that start services as a user does.
+    # The default ports are left to the tests that start the local stack as a user does.
     services = local.up(ports=free_ports(DEFAULT_PORTS))
     addresses = {service.name.replace("-", "_"): service.address for service in services}
     return addresses, f"processes of this machine{why}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print which services the integration tests used."""
+    """Print which dependencies the integration tests used."""
     if what := config.stash.get(STACK, ""):
         terminalreporter.write_line(f"Kafka, registry, Chroma and PostgreSQL: {what}")
 
@@ -237,7 +240,8 @@ def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> I
 def model_dir(fetched_model: Callable[[], Path]) -> Path:
     """Return the folder of the embedding model.
 
-    It is RTFM_EMBEDDING_MODEL_DIR, or else the folder next to the checkout, or else the fetched model.
+    RTFM_EMBEDDING_MODEL_DIR names the folder. Without this variable, it is the folder in shared/models next to the
+    checkout. If the folder does not exist, the model is fetched.
     """
     given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
     folder = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
@@ -285,7 +289,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return the variables that a child process needs to run and to download, without any RTFM setting."""
+    """Return the variables that a child process needs to run and to download files, without settings of RTFM."""
     needed = re.compile(r"PATH|HOME|LANG|TMPDIR|.*_CA_BUNDLE|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE)
     return {name: value for name, value in os.environ.items() if needed.fullmatch(name)}
 
@@ -317,12 +321,12 @@ def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 
 @contextmanager
 def stack_home() -> Iterator[Path]:
-    """Create a folder for the data of local services.
+    """Create a folder for the data of the local stack.
 
-    The folder is not below ``tmp_path``, because pytest denies other accounts access to the folder of all runs. If the
-    tests run as root, PostgreSQL runs under another account.
+    If the tests run as root, PostgreSQL runs under another account. pytest denies other accounts access to the folder
+    of all runs, so this folder is not below ``tmp_path``.
     """
-    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the stack links to it from its home
+    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the home of the stack has a link to this folder
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     try:
         yield home
@@ -350,9 +354,9 @@ def _settings(stack: StackAddresses, tmp_path: Path, *, template: str) -> Iterat
 
 
 def _register(catalogue: Catalogue, settings: Settings) -> None:
-    """Register the contracts as `schemas register` does, without its checks.
+    """Register the contracts like `schemas register`, but without the checks of that command.
 
-    The checks have nothing to compare, because nothing is registered under a new prefix.
+    Under a new topic prefix nothing is registered yet, so the checks would have nothing to compare.
     """
     from rtfm.contracts import COMMAND_TIMEOUT_S, open_registry
 

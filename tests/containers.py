@@ -1,7 +1,7 @@
-"""The services of docker-compose.yml as containers of one test run, for machines that have their images.
+"""The dependencies in docker-compose.yml as containers of one test run, on machines that have the images.
 
 No image is pulled for a test. If the containers cannot be used, ``Unusable`` is raised, so that the run can use local
-processes instead. The causes are a missing engine, a missing or wrong image, and a container that ends or does not
+processes instead. Possible causes are a missing engine, a missing or wrong image, and a container that ends or does not
 answer.
 """
 
@@ -22,7 +22,7 @@ from rtfm.local.services import BROKER_SETTINGS, free_ports
 
 COMPOSE_FILE = Path(__file__).parent.parent / "docker-compose.yml"
 SERVICES = {"kafka": 9092, "schema-registry": 8081, "chromadb": 8000, "postgres": 5432}
-"""Each service with its port inside the container."""
+"""Each dependency with its port inside the container."""
 
 ENGINE_TIMEOUT_S = 20
 START_TIMEOUT_S = 90.0
@@ -34,7 +34,7 @@ class Unusable(Exception):
 
 
 def images() -> dict[str, str]:
-    """Return the image of each service, as the compose file names it."""
+    """Return the name of each dependency's image from the compose file."""
     text = COMPOSE_FILE.read_text(encoding="utf-8")
     found = {}
     for name in SERVICES:
@@ -48,7 +48,7 @@ def images() -> dict[str, str]:
 def running(
     image_of: dict[str, str] | None = None, *, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[dict[str, str]]:
-    """Start the four services, and yield the address of each by its name in ``StackAddresses``.
+    """Start the four dependencies, and yield their addresses by the names in ``StackAddresses``.
 
     ``image_of`` replaces the images of the compose file. Raises Unusable.
     """
@@ -107,7 +107,7 @@ def _start(stack: ExitStack, host: str, network: Any, image_of: dict[str, str], 
     containers: dict[str, Any] = {}
     for name, inner_port in SERVICES.items():
         container: Any = DockerContainer(image_of[name]).with_network(network).with_network_aliases(name)
-        # Kafka tells clients its port, so it must be the same inside and outside the container.
+        # Kafka tells clients its port, so the port must be the same inside and outside the container.
         inner = port_of["kafka"] if name == "kafka" else inner_port
         container.ports[inner] = ("127.0.0.1", port_of[name]) if host == "localhost" else port_of[name]
         containers[name] = stack.enter_context(container.with_envs(**environment_of[name]))
@@ -140,7 +140,7 @@ def _kafka_environment(host: str, port: int) -> dict[str, str]:
         "inter.broker.listener.name": "INTERNAL",
         **BROKER_SETTINGS,
     }
-    # The image reads broker settings from variables of this form.
+    # The image of Kafka reads broker settings from variables of this form.
     variables = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
     return {**variables, "KAFKA_HEAP_OPTS": "-Xmx512m"}
 
@@ -155,7 +155,7 @@ def _until(name: str, check: Callable[[], object], containers: dict[str, Any], d
     while True:
         try:
             check()
-        except Exception as exc:  # the service is not up yet, or another service failed
+        except Exception as exc:  # this dependency is not up yet, or the container of another one ended
             for other, container in containers.items():
                 container.reload()
                 if container.status not in ("created", "running"):

@@ -1,4 +1,4 @@
-"""Helpers for the tests of delivery: responses, their open questions, and a delivery on the fake Discord."""
+"""Helpers for the tests of delivery: responses, their open questions, and a delivery to the fake Discord."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def retrieved_from(channel_id: str) -> RetrievedPassage:
 
 
 def ask(archive: SqlArchive, response: BotResponse, *, expires_in_ms: int = 600_000) -> BotResponse:
-    """Store the open question that ``response`` answers, as the bot does before it asks."""
+    """Store the open question that ``response`` answers, as the bot does before it produces the BotQuery."""
     archive.questions.open(
         BotQuery(
             query_id=response.query_id,
@@ -96,7 +96,7 @@ def citing(
 
 @contextlib.asynccontextmanager
 async def client_on(fake: FakeDiscord) -> AsyncIterator[RtfmClient]:
-    """Connect a client, and yield it once it knows its guilds."""
+    """Connect a client to ``fake``, and yield the client as soon as it knows its guilds."""
     client = RtfmClient(lambda *_: True, query_expiry_s=600, api=fake.api, gateway=fake.gateway)
     async with client:
         await client.login(fake.token)

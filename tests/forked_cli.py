@@ -1,7 +1,7 @@
 """`rtfm-cli` in a child process that is forked after all imports are done.
 
-A command spends most of its time on imports, and the tests run hundreds of commands. Behaviour, output and exit code of
-a forked command are those of the installed command, which has tests of its own.
+A command spends most of its time on imports, and the tests run hundreds of commands, so the fork saves much time. A
+forked command should behave like the installed one. The installed command has tests of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """Run `rtfm-cli` without a terminal and outside the checkout.
 
-    Raises TimeoutExpired after killing the process.
+    After ``timeout_s``, kill the process and raise TimeoutExpired.
     """
     with tempfile.TemporaryDirectory(prefix="rtfm-cli-") as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")

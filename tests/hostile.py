@@ -1,8 +1,9 @@
-"""Texts that make patterns and tokenizers slow, and a function that measures whether the time is linear in their size.
+"""Texts that make patterns and tokenizers slow, and a function that measures whether time is linear in the length.
 
-A pattern that backtracks over what it has read, or starts again inside it, takes quadratic time on some texts. Which
-texts these are depends on the pattern, so each pattern is tried with many: runs of every class of characters, two
-classes in turn, the pattern's own words repeated and followed by runs, and brackets and code that open and never close.
+If a pattern backtracks over text that it has read, or starts again inside this text, it takes quadratic time on some
+texts. Which texts these are depends on the pattern. Therefore each pattern is tried with many texts: runs of one
+character from each class, two characters in turn, words of the pattern and of chat markup that are repeated or followed
+by runs, and nested brackets.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _LITERAL = re.compile(r"(?:[A-Za-z0-9 :/@#<`-]|\\[./+-]){2,}")
 
 MIN_SECONDS = 0.02
 MAX_RATIO = 6.0
-"""Largest allowed ratio of the durations for a text and a quarter of it.
+"""Largest allowed ratio of the time for a text to the time for a quarter of this text.
 
-A linear pattern has a ratio of four; the rest allows for a busy machine.
+The ratio of a linear pattern is about four. The limit is higher because the machine may be busy.
 """
 
 _FIRST_LENGTH = 1_024
@@ -49,7 +50,10 @@ class Shape:
 
 @frozen
 class Slow:
-    """A shape on which time grows faster than the text: seconds at ``length`` and at four times that length."""
+    """A shape for which time grows faster than the length.
+
+    ``seconds`` is the time for a text of ``length`` characters, and ``four_times`` that for a text four times as long.
+    """
 
     shape: str
     length: int
@@ -60,7 +64,7 @@ class Slow:
 def shapes(pattern: str = "") -> Iterator[Shape]:
     """Return the shapes to try.
 
-    A ``pattern`` adds shapes of its own words and more ends; without one, fewer shapes are tried.
+    If a ``pattern`` is given, shapes of the pattern's own words and with more endings are added.
     """
     own = list(dict.fromkeys(word.replace("\\", "") for word in _LITERAL.findall(pattern)))[:12]
     for character in CHARACTERS:
@@ -85,10 +89,10 @@ def shapes(pattern: str = "") -> Iterator[Shape]:
 
 
 def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
-    """Return one shape for which ``read`` takes more than six times as long if the text is four times as long.
+    """Return a list with one shape for which ``read`` takes more than six times as long on four times the text.
 
-    The list is empty if there is no such shape. Each shape is tried once. The three slowest are measured with a text
-    that is long enough to take 20 ms, if there is one.
+    The list is empty if no such shape is found. Each shape is tried once. The three slowest shapes are then measured
+    with texts that take at least 20 ms. A shape is skipped if none of its texts takes so long.
     """
     tried = sorted(shapes(pattern), key=lambda shape: -_seconds(read, shape.text(_FIRST_LENGTH), times=1))
     slow = (slow_on(read, shape) for shape in tried[:_SLOWEST])
@@ -101,13 +105,13 @@ def repeated(part: str, end: str = "") -> Shape:
 
 
 def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
-    """Return the measurements if ``read`` takes too long for four times the text of ``shape``."""
+    """Measure ``read`` with ``shape``, and return the measurements if the time grows too fast, otherwise None."""
     length = 1_024
     while (taken := _seconds(read, shape.text(length), times=1)) < MIN_SECONDS and length < _LONGEST:
         length *= 2
     if taken < MIN_SECONDS:
         return None
-    for times in (1, 5):  # one try is enough if it is fast; otherwise the best of five counts
+    for times in (1, 5):  # one try within the limit is enough; otherwise the best of five counts
         short = _seconds(read, shape.text(length), times=times)
         long = _seconds(read, shape.text(4 * length), times=times)
         if long <= MAX_RATIO * short:
@@ -116,7 +120,7 @@ def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
 
 
 def _seconds(read: Callable[[str], object], text: str, *, times: int) -> float:
-    """Return this process's CPU time in seconds for reading ``text``, the best of ``times`` tries."""
+    """Return the CPU time of ``read`` with ``text`` in seconds, the shortest of ``times`` tries."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Java's Avro from the registry's jars in a separate process, as the reference for bytes, values and verdicts.
+"""Java's Avro from the registry's jars in a separate process, as the reference for bytes, values and compatibility.
 
 Run as ``python -m tests.java_avro JARS``. The process reads JSON requests, one a line, and answers each with one line.
 """
@@ -35,7 +35,7 @@ class JavaAvro:
         return answer["result"]
 
     def read(self, data: bytes, writer: Any, reader: Any) -> Any:
-        """Return the value in ``data`` as Java reads it, in Avro's JSON encoding."""
+        """Return, in Avro's JSON encoding, the value that Java reads from ``data``."""
         return self.ask(what="read", data=data.hex(), writer=json.dumps(writer), reader=json.dumps(reader))
 
     def write(self, value: Any, schema: Any) -> bytes:
@@ -43,7 +43,7 @@ class JavaAvro:
         return bytes.fromhex(self.ask(what="write", value=json.dumps(value), schema=json.dumps(schema)))
 
     def can_read(self, reader: Any, writer: Any) -> bool:
-        """Return whether Java reads records of ``writer`` with the schema ``reader``."""
+        """Return whether Java can read, with the schema ``reader``, values that were written with ``writer``."""
         return bool(self.ask(what="can_read", reader=json.dumps(reader), writer=json.dumps(writer)))
 
 

@@ -41,7 +41,7 @@ def run(command: str, **given: Any) -> Any:
 
 
 class Client:
-    """A Java program that uses Kafka and Avro; its public methods are the commands."""
+    """A client that uses Java's Kafka and Avro; its public methods are the commands."""
 
     def __init__(self, jpype: Any, given: dict[str, Any]) -> None:
         self._jpype = jpype
@@ -51,7 +51,7 @@ class Client:
         self._schemas: dict[int, Any] = {}
 
     def produce(self) -> dict[str, int]:
-        """Produce a record for each key, and return the partition that Java's default partitioner chose for each."""
+        """Produce a record for each key, and return the partition that Java's default partitioner chose for it."""
         return {key: self._send(self._given["topic"], key, b"x") for key in self._given["keys"]}
 
     def read(self) -> list[Any]:

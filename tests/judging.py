@@ -1,6 +1,6 @@
 """Chaos runs made by hand for the tests of the judge: a run without violations, which a test then changes in one place.
 
-The module writes the history and Kafka's files itself, so that a test can write bytes that Kafka never would.
+The module writes the history and Kafka's files itself, so that a test can write bytes that Kafka would never write.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sized(data: bytes | None) -> bytes:
 
 
 def record(key: bytes | None, value: bytes | None, headers: Headers = (), *, delta: int = 0) -> bytes:
-    """Encode one record of a batch, whose offset is ``delta`` above the offset of the batch."""
+    """Encode one record of a batch; the record's offset is ``delta`` above that of the batch."""
     body = b"\0" + varint(0) + varint(delta) + sized(key) + sized(value) + varint(len(headers))
     return sized(body + b"".join(sized(name.encode()) + sized(held) for name, held in headers))
 
@@ -104,8 +104,8 @@ class Log:
     ) -> int:
         """Append a record and return its offset.
 
-        ``ends`` says how the record's own transaction ends: "commit", "abort" or "open". With None the record is in no
-        transaction.
+        ``ends`` says what becomes of the record's own transaction: "commit", "abort" or "open". With None the record
+        is in no transaction.
         """
         offset = self.end
         packed = key.encode() if isinstance(key, str) else key
@@ -124,8 +124,8 @@ class Log:
 class KeptRun:
     """A run under construction.
 
-    ``conclude`` completes the run, and ``write`` writes it to ``folder``. Between the two, a test changes ``lines``,
-    ``logs`` or ``files``.
+    ``conclude`` completes the run, and ``write`` writes it to ``folder``. Between these two calls, a test changes
+    ``lines``, ``logs`` or ``files``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -280,8 +280,8 @@ class KeptRun:
     def conclude(self) -> None:
         """Complete the run.
 
-        Commit the ends of both topics, note the records that a reader gets and the messages in the archive, and end the
-        history.
+        Commit the ends of the logs of questions and messages, note the records that a reader gets and the messages in
+        the archive, and end the history.
         """
         for number in range(2):
             self.position(ANSWER, QUERIES, self.logs[QUERIES, number].end, partition=number)
@@ -295,7 +295,7 @@ class KeptRun:
         self.note("end", ok=True)
 
     def line(self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the first line of the history with ``event`` that matches."""
+        """Return the first line of ``event`` in the history for which ``matches`` is true."""
         return next(line for line in self.lines if line["event"] == event and matches(line))
 
     def write(self) -> Path:
@@ -315,9 +315,9 @@ class KeptRun:
 
 
 def right_run(folder: Path) -> KeptRun:
-    """Build a run that is without violations once a test has concluded it.
+    """Build a run that has no violations as soon as a test has called ``conclude``.
 
-    The run has an aborted and an open transaction of a response.
+    Among its transactions are an aborted one and an open one, each with a response.
     """
     run = KeptRun(folder)
     for number in range(4):
@@ -345,6 +345,6 @@ def verdict(run: KeptRun) -> Verdict:
 
 
 def broken(found: Verdict) -> dict[str, list[str]]:
-    """Return the descriptions of the shown violations by their rule."""
+    """Return the descriptions of the violations that ``found`` shows, by rule."""
     assert found.reason is None
     return {r.rule.name: [example.what for example in r.examples] for r in found.rulings if r.broken}

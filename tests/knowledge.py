@@ -34,7 +34,7 @@ class RecordOfEvent:
 
 
 class WordEmbedding:
-    """An embedding in which texts that share words are near, because each word has a direction.
+    """An embedding that gives similar vectors to texts that share words, because each word has its own direction.
 
     ``calls`` keeps the number of texts of each call. With another ``name``, each word has another direction.
     """
@@ -74,7 +74,7 @@ def knowledge_of(settings: Settings, embedding: WordEmbedding | None) -> Knowled
 
 
 def message(number: int, content: str, **fields: Any) -> DiscordMessage:
-    """Return message ``number`` of channel 200, ``number`` minutes after the start, by author 1 by default."""
+    """Return message ``number``; by default, author 1 wrote it in channel 200, ``number`` minutes after ``START``."""
     values: dict[str, Any] = {
         "message_id": str(1000 + number),
         "guild_id": GUILD,
@@ -90,7 +90,7 @@ def message(number: int, content: str, **fields: Any) -> DiscordMessage:
 
 
 def deletion(number: int, **fields: Any) -> DiscordMessage:
-    """Return the event for Discord's deletion of message ``number``, without author and text."""
+    """Return the event by which Discord reports the deletion of message ``number``, without author and text."""
     values: dict[str, Any] = {
         "message_id": str(1000 + number),
         "guild_id": GUILD,
@@ -127,7 +127,7 @@ _DERIVED = ("channels", "messages", "passages", "corpora", "document_frequencies
 
 
 def dump(settings: Settings) -> list[tuple[object, ...]]:
-    """Return all rows that ingest writes, in order."""
+    """Return the rows of the tables in ``_DERIVED``, sorted within each table."""
     rows: list[tuple[object, ...]] = []
     with psycopg.connect(settings.database_url) as connection:
         for table in _DERIVED:
@@ -136,6 +136,6 @@ def dump(settings: Settings) -> list[tuple[object, ...]]:
 
 
 def empty(settings: Settings) -> None:
-    """Delete everything that ingest wrote from the archive."""
+    """Delete all rows of the tables that ingest writes."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute("TRUNCATE collections, channels, messages, passages, corpora, document_frequencies")

@@ -1,9 +1,10 @@
-"""A TCP proxy between a client and a server, with network faults that are switched while it runs.
+"""A TCP proxy between a client and a server, with network faults that can be switched on and off.
 
 The proxy keeps both sockets of every connection, so that it can treat a TCP stream like a network: delay it, slow it,
 hold it back, and end the connection for one side or for both. The proxy cannot drop bytes, because TCP never shows a
-gap to a program; a lost packet is the delay until its retransmission. Nor can the proxy leave a SYN unanswered: a
-connection into a cut network is accepted and silent, and is reset once the network works again.
+gap to a program; a lost packet appears as the delay until its retransmission. The proxy also cannot leave a SYN
+unanswered: a connection into a cut network is accepted and stays silent. As soon as the network works again, this
+connection is reset.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RETRANSMISSION_S = 0.2
 """The shortest time that TCP waits before it retransmits a packet (Linux: TCP_RTO_MIN)."""
 
 _PIECE_BYTES = 65_536
-_PIECES = 256  # pieces of one direction that the proxy keeps before the sender has to wait
+_PIECES = 256  # the sender has to wait if the proxy keeps this many pieces of one direction
 _LINGER_NONE = struct.pack("ii", 1, 0)  # closing sends RST
 
 Answer = TypeVar("Answer")
@@ -43,12 +44,12 @@ class Conditions:
     loss: float = 0.0
     bytes_per_s: float | None = None
     held: bool = False
-    """While true, neither bytes nor the end of a connection pass, until the network heals."""
+    """While this is true, neither bytes nor the end of a connection pass."""
 
 
 CLEAR = Conditions()
 Clients = Callable[[str], bool]
-"""Takes the name of a client, and says whether this client is selected."""
+"""A function that takes the name of a client, and says whether this client is selected."""
 
 
 def _everybody(_: str) -> bool:
@@ -116,7 +117,7 @@ class Proxy:
         self._on_loop(self._set(_conditions={"up": up, "down": down}))
 
     def cut(self, clients: Clients = _everybody) -> None:
-        """Block both directions of the ``clients`` that are selected; neither end is told."""
+        """Block both directions for the clients that ``clients`` selects, without telling either end."""
         self._on_loop(self._set(_is_cut=clients))
 
     def abandon(self) -> None:
@@ -225,7 +226,7 @@ class Proxy:
         return await reader.read(_PIECE_BYTES)
 
     def _name_of(self, first: bytes) -> str:
-        """Return the client's name, which a subclass reads from the first piece of a connection."""
+        """Return no name; a subclass reads the client's name from the first piece of a connection."""
         return ""
 
     async def _give(self, link: Link, way: str, pieces: Pieces, writer: asyncio.StreamWriter) -> None:
@@ -253,7 +254,7 @@ class Proxy:
 
 
 def reset_socket(writer: asyncio.StreamWriter | None) -> None:
-    """Close the socket with RST, and lose unsent data."""
+    """Close the socket with RST, and discard unsent data."""
     if writer is not None and not writer.is_closing():
         with suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)

@@ -24,7 +24,7 @@ def said(
     kind: ChannelKind = ChannelKind.TEXT,
     guild_id: str | None = GUILD,
 ) -> PassageMessage:
-    """Return a message that was written ``minute`` minutes after eight in the morning."""
+    """Return a message that was written ``minute`` minutes after ``MORNING``."""
     return PassageMessage(
         message_id=message_id or f"7{minute:04}",
         guild_id=guild_id,

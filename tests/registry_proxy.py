@@ -1,4 +1,4 @@
-"""An HTTP proxy between a client and the registry or Chroma, which fails over real TCP when a test says so."""
+"""An HTTP proxy in front of the registry or Chroma. The proxy fails over real TCP when a test says so."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MODES = ("refused", "silent", "503", "slow")
 """Ways in which a registry fails.
 
 "refused": nothing listens at the port. "silent": connections are accepted, and no request is answered. "503": every
-request gets that status at once. "slow": the answer comes one byte at a time. ``fail`` also takes "garbage", an answer
-with status 200 that is not JSON, and "up".
+request gets that status at once. "slow": the response comes one byte at a time. The method ``fail`` also takes
+"garbage" (a response with status 200 that is not JSON) and "up" (requests are forwarded).
 """
 
 
 @define
 class RegistryProxy:
-    """A running proxy, which forwards each request to ``target`` unless ``mode`` is a way to fail.
+    """A running proxy that forwards each request to ``target`` unless ``mode`` is a way to fail.
 
-    ``requests`` has the first line of each request. If ``lose`` is set, the answer to the next request whose first line
-    contains it is dropped after ``target`` has processed the request. If ``refuse`` is set, the next request whose
-    first line contains it is dropped and never sent. ``rebuilt`` maps schema ids to those that are requested from
-    ``target`` instead, as if the registry had been rebuilt and gave ids other meanings.
+    ``requests`` contains the first line of each request. ``lose`` and ``refuse`` are texts that apply once, to the next
+    request with this text in its first line: ``lose`` drops the response after ``target`` has processed the request,
+    and ``refuse`` drops the request before it is sent. ``rebuilt`` replaces schema ids in requests to ``target``, as if
+    the registry had been rebuilt and the ids had other meanings.
     """
 
     target: str

@@ -1,4 +1,4 @@
-"""Random pairs of schemas for comparing verdicts: an old schema, and the same with one or two changes."""
+"""Random pairs of schemas for comparing checks of compatibility: a schema, and the same one with changes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _enum(name: str, symbols: list[str], **more: Any) -> Schema:
 
 
 def _records(schema: Any) -> list[Schema]:
-    """Return all records, the outermost first."""
+    """Return all record schemas in ``schema``, the outermost first."""
     if isinstance(schema, list):
         return [found for branch in schema for found in _records(branch)]
     if not isinstance(schema, dict):
@@ -96,7 +96,7 @@ def add_field_with_default(chance: random.Random, schema: Schema) -> None:
 
 
 def add_enum_field(chance: random.Random, schema: Schema) -> None:
-    """Add a field without a default, whose enum has a default."""
+    """Add a field that has no default, but whose enum has one."""
     schema["fields"].append(_field("added_enum", _enum("Added", ["P", "Q"], default="P")))
 
 
@@ -189,7 +189,7 @@ def lose_enum_default(chance: random.Random, schema: Schema) -> None:
 
 
 def rename_record(chance: random.Random, schema: Schema) -> None:
-    """Rename any record, even one that no field refers to."""
+    """Rename the record type of the field ``inner``."""
     if (entry := _find(schema, "inner")) and isinstance(entry["type"], dict):
         entry["type"]["name"] = "Renamed"
 
@@ -247,7 +247,7 @@ def change_doc(chance: random.Random, schema: Schema) -> None:
 
 
 def reorder_fields(chance: random.Random, schema: Schema) -> None:
-    """Move fields of simple types only, because a type must stay defined before its name is used."""
+    """Move fields of simple types only, because a named type must be defined before its name is used."""
     plain = [entry for entry in schema["fields"] if isinstance(entry["type"], str)]
     for entry in plain:
         schema["fields"].remove(entry)
@@ -272,7 +272,7 @@ CHANGES: list[Change] = [
 
 
 def pairs(count: int, bases: int, seed: int = 7) -> list[tuple[int, Schema, Schema, str]]:
-    """Return ``count`` pairs as (number of the old schema, old, new, changes), with every kind of change."""
+    """Return ``count`` pairs as (number of the old schema, old, new, changes); the first ones have each change once."""
     chance = random.Random(seed)
     old = [base(chance, number) for number in range(bases)]
     made = []

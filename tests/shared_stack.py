@@ -1,8 +1,8 @@
-"""The services of a test run, which its xdist workers share.
+"""The dependencies of a test run (Kafka, the schema registry, Chroma, PostgreSQL), which its xdist workers share.
 
-The first xdist worker that needs the services starts them, and stops them when no other one uses them. The addresses
-are in a file of the run's folder. File locks show which xdist workers are alive, so that a crashed one is not waited
-for.
+The first xdist worker that needs the dependencies starts them. The same xdist worker stops them as soon as no other
+xdist worker uses them. Their addresses are in a file of the run's folder. File locks show which xdist workers are
+alive, so that none waits for a crashed one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import IO
 
 Start = Callable[[ExitStack, str], tuple[dict[str, str], str]]
-"""Starts the services: takes an ExitStack, to which it adds how to stop them, and the demanded kind of services.
+"""A function that starts the dependencies, and returns (addresses by name, description).
 
-Returns (addresses by name, description).
+Its arguments are an ExitStack, to which the function adds what stops the dependencies, and the demanded kind: "local",
+"docker", or "" for any.
 """
 
 
 class SharedStack:
-    """One process's use of the services of a run, whose files are in ``folder``."""
+    """The use that one process makes of the run's dependencies; the processes share files in ``folder``."""
 
     def __init__(self, folder: Path, start: Start) -> None:
         self._note = folder / "stack.json"
@@ -34,7 +35,7 @@ class SharedStack:
         self._presence: IO[str] | None = None
 
     def join(self, wanted: str) -> tuple[dict[str, str], str]:
-        """Return (addresses by name, description) of the services, and start them if they do not run."""
+        """Return (addresses by name, description) of the dependencies, and start them if they do not run."""
         with self._changes.open("w") as changes:
             fcntl.flock(changes, fcntl.LOCK_EX)
             if not self._note.exists():
@@ -47,9 +48,10 @@ class SharedStack:
         return addresses, what
 
     def leave(self) -> None:
-        """Release the services.
+        """Release the dependencies.
 
-        The process that started them waits until all others have released them, and stops them.
+        The process that started the dependencies waits until all other processes have released them, and then stops
+        them.
         """
         if self._presence is None:
             return

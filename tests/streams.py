@@ -59,7 +59,7 @@ def build_message(number: int, *, channel: str = "200", content: str = "hello") 
 
 
 def build_query(number: int, question: str = "how?") -> BotQuery:
-    """Return a query of the console whose id is c and ``number``."""
+    """Return a query of the console; its id is the letter c and ``number``."""
     return BotQuery(
         query_id=f"c{number}",
         channel_id="0",
@@ -91,7 +91,8 @@ def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
     """Return the first true value of ``check``, or raise AssertionError after ``timeout_s``.
 
     If a check raises Unavailable, as on a busy machine, the check is repeated. After each check, the function sleeps as
-    long as the check took, but at most half a second, so that checks do not slow down what they wait for.
+    long as the check took, but at least 0.05 s and at most 0.5 s, so that checks do not slow down the code that they
+    wait for.
     """
     deadline = time.monotonic() + timeout_s
     silent: Unavailable | None = None
@@ -107,7 +108,7 @@ def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
 
 
 class RecordingHandler:
-    """A handler that keeps the records that it gets, and returns the outputs that ``outputs`` makes of each."""
+    """A handler that keeps its records, and returns for each record the outputs that ``outputs`` makes of it."""
 
     def __init__(self, outputs: Callable[[Record], Sequence[Output]] = lambda _: ()) -> None:
         self.batches: list[list[Record]] = []
@@ -227,7 +228,7 @@ def produce_raws(
 
 
 def limit_record_bytes(settings: Settings, topic: str, limit: int) -> None:
-    """Set the largest size of a batch that ``topic`` accepts."""
+    """Set the largest size, in bytes, of a batch that ``topic`` accepts."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
     name = f"{settings.kafka_topic_prefix}{topic}"
@@ -247,7 +248,7 @@ def dead_letters(settings: Settings, contracts: Contracts) -> list[Record]:
 
 
 def committed(settings: Settings, topic: str = MESSAGES) -> int:
-    """Return the sum of the group's committed offsets, which is the number of committed records."""
+    """Return the sum of the group's committed offsets; in a log without gaps, it is the number of committed records."""
     return sum(_progress(settings).committed_offsets(topic, range(3)).values())
 
 

@@ -53,7 +53,7 @@ def test_a_malformed_address_without_a_password_is_repeated() -> None:
     ],
 )
 def test_secrets_of_an_address_are_its_password_and_tokens(address: str, secrets: set[str]) -> None:
-    """The secrets of an address are its password and its tokens, both as written and decoded."""
+    """The secrets of an address are its password and its tokens, in their written and in their decoded form."""
     assert set(secrets_in(address)) == secrets
 
 
@@ -78,7 +78,7 @@ def test_a_malformed_address_is_refused_without_its_password(name: str, value: s
 
 
 def test_passwords_of_all_addresses_are_secrets_and_left_out_of_repr(tmp_path: Path) -> None:
-    """The list of secrets contains the passwords of all addresses, and the repr of the settings contains none."""
+    """The list of secrets contains the passwords of all addresses; none of these is in the repr of the settings."""
     given = {name: f"{'wss' if 'GATEWAY' in name else 'http'}://anna:geheim-{name}@host:1" for name in URLS[:-2]}
     given |= {"DATABASE_URL": "postgresql://anna:geheim-db@host/x", "GEMINI_API_KEY": "geheim-key"}
     loaded = settings.load({"RTFM_HOME": str(tmp_path), **given}, dotenv=None)

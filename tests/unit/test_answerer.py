@@ -1,4 +1,4 @@
-"""The answerer with a retriever that returns hidden messages, and a model that obeys everything it reads."""
+"""The answerer with a retriever that returns hidden messages, and with a model that obeys orders in messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class FixedRetriever:
 
 @define
 class ScriptedModel:
-    """A model that obeys its sources, writes a given reply, or fails."""
+    """A model that obeys orders in its sources, writes a given reply, or fails."""
 
     reply: str | None = None
     error: RtfmError | None = None
@@ -109,13 +109,13 @@ def test_a_defect_costs_one_question_and_not_the_service(error: Exception) -> No
 
 @pytest.mark.parametrize("error", [Unavailable("Chroma", "down"), InvalidEvent("odd"), ConfigError("rebuild")])
 def test_outages_invalid_content_and_configuration_errors_are_raised(error: RtfmError) -> None:
-    """Outages, invalid content and configuration errors are raised, and the pipeline waits, dead-letters or stops."""
+    """Outages, invalid content and configuration errors are raised, so that the pipeline can react to each."""
     with pytest.raises(type(error)):
         Answerer(FixedRetriever([], error=error), None, clock=lambda: NOW).answer(asked())
 
 
 def test_an_expired_question_costs_no_search_and_no_request() -> None:
-    """An expired question gets EXPIRED without a search and without a request to the model, even one to rewrite it."""
+    """An expired question gets EXPIRED; nothing is searched, and the model is not even asked to rewrite it."""
     found, model = FixedRetriever([LOCK]), ScriptedModel()
     context = [ContextMessage(speaker=Speaker.ASKER, content="the printer")]
     query = asked(expires_at=TimestampMillis(NOW - 1), context=context)
@@ -126,7 +126,7 @@ def test_an_expired_question_costs_no_search_and_no_request() -> None:
 
 
 def test_the_model_has_no_longer_than_the_question() -> None:
-    """The model gets the configured timeout, or the time until the question expires if that is shorter."""
+    """The model gets the configured timeout, or the time until the question expires if this time is shorter."""
     model = ScriptedModel()
     answer(asked(expires_at=TimestampMillis(NOW + 3_000)), model=model, model_timeout_s=20)
     answer(asked(), model=model, model_timeout_s=20)
@@ -134,7 +134,7 @@ def test_the_model_has_no_longer_than_the_question() -> None:
 
 
 def test_nothing_visible_is_nothing_found() -> None:
-    """A question with an empty list of visible channels finds nothing, because the list does not mean all channels."""
+    """A question with an empty list of visible channels finds nothing; an empty list does not mean all channels."""
     found, model = FixedRetriever([LOCK]), ScriptedModel()
     response = Answerer(found, model, clock=lambda: NOW).answer(asked(visible_channel_ids=[]))
     assert (response.outcome, response.reason) == (Outcome.NOT_FOUND, OutcomeReason.NOTHING_NEAR)
@@ -169,20 +169,20 @@ def test_an_extract_says_why_no_model_wrote_it(error: RtfmError, reason: Outcome
 
 @pytest.mark.parametrize("reply", ["", "[1]", "@", "https://evil.example [1]", "[1](https://evil.example)"])
 def test_an_answer_of_which_nothing_is_left_is_not_shown(reply: str) -> None:
-    """If at most a citation number or a removed link is left of the model's answer, an extract is given instead."""
+    """If no words are left of the model's answer, but for instance only a citation number, an extract is given."""
     response = answer(asked(), model=ScriptedModel(reply=written(reply, [1])))
     assert (response.outcome, response.reason) == (Outcome.EXTRACTED, OutcomeReason.UNUSABLE_OUTPUT)
 
 
 def test_an_open_code_block_is_closed() -> None:
-    """A code block that the model left open is closed, so that the sources below it are not shown as code."""
+    """If the model leaves a code block open, the block is closed, so that the sources below it are not code."""
     assert (
         answer(asked(), model=ScriptedModel(reply=written("Run [1]:\n```\nls", [1]))).answer == "Run [1]:\n```\nls\n```"
     )
 
 
 def test_a_file_is_searched_by_its_errors_and_shown_to_the_model() -> None:
-    """The search gets the question and its file's error lines; the model gets the file and the asker's language."""
+    """The search gets the question and the error lines of its file; the model gets the file and the language."""
     found, model = FixedRetriever([LOCK]), ScriptedModel()
     file = Attachment(filename="job.log", url="", size_bytes=1, text="start\nError: SK-2104 locked\n")
     Answerer(found, model, clock=lambda: NOW).answer(asked("why?", attachments=[file], language="de"))
@@ -194,7 +194,7 @@ def test_a_file_is_searched_by_its_errors_and_shown_to_the_model() -> None:
 
 @pytest.mark.parametrize("question", ["", " ", "?", "a", "\x00", "\ud83d", "x" * 20_000, "w " * 10_000, "‮evil", "🙂"])
 def test_any_question_is_answered(question: str) -> None:
-    """Any question gets an answer or an extract, even if it is empty, very long or has half of a surrogate pair."""
+    """A question gets an answer or an extract even if it is empty or very long, or has half of a surrogate pair."""
     for model in (None, ScriptedModel()):
         assert answer(asked(question), model=model).outcome in (Outcome.ANSWERED, Outcome.EXTRACTED)
 
@@ -203,7 +203,7 @@ def test_any_question_is_answered(question: str) -> None:
     "content", ["", "\x00", "\ud83d" * 9, "‮", "🙂" * 2_000, "```" * 700, "w " * 10_000, "> " * 2_000, "[1]" * 900]
 )
 def test_any_message_can_be_a_source(content: str) -> None:
-    """Sources that are empty, huge, right-to-left or only code fences give an answer that does no harm."""
+    """If a source is empty, huge, right-to-left or only code fences, the answer still does no harm."""
     odd = passage([said("ada", content, minute=0), said("bea", HONEST, minute=1)])
     for model in (None, ScriptedModel()):
         response = answer(asked(), [odd], model)
@@ -236,7 +236,7 @@ GUILDS = st.sampled_from([GUILD, "501", None])
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Passage]:
-    """Build passages whose messages are in any channel of any guild, each with a word of its own."""
+    """Build passages with messages from any channel of any guild; each message has a word of its own."""
     number = 0
     found = []
     for _ in range(draw(st.integers(1, 4))):
@@ -263,7 +263,7 @@ def conversations(draw: st.DrawFn) -> list[Passage]:
 def test_nothing_leaks_whatever_retrieval_returns(
     found: list[Passage], guild_id: str | None, visible: list[str], obeys: bool
 ) -> None:
-    """Answer, citations and prompt contain no word, name, link or id of a message that may not be read."""
+    """Response and prompts contain no word, name, link or id of a message that the asker may not read."""
     model = ScriptedModel() if obeys else None
     query = asked(guild_id=guild_id, visible_channel_ids=visible, message_id="88000177")
     response = answer(query, found, model)

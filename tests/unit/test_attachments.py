@@ -28,15 +28,15 @@ def test_at_most_four_files_are_read() -> None:
 
 
 def test_secrets_in_files_are_removed() -> None:
-    """Secrets in files are removed, because logs often contain tokens."""
+    """Files are scrubbed: an e-mail address in a file is removed."""
     (found,) = select_text_files([file("login as zoe@mail.example.org")])
     assert "zoe" not in found.text
 
 
 def test_the_error_lines_of_a_file_are_part_of_the_search() -> None:
-    """The last three error lines of a file are searched, each once and shortened.
+    """The last three different error lines of a file are part of the search, and each is shortened.
 
-    A whole log would leave the question's own words without weight.
+    If the whole log were part of the search, the question's own words would have almost no weight.
     """
     log = "\n".join(
         [

@@ -1,4 +1,4 @@
-"""The client on the fake Discord: messages that it receives over real sockets become events."""
+"""The client with the fake Discord: messages that the client receives over real sockets become events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def guild(fake: FakeDiscord) -> FakeGuild:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Let the client work until ``condition`` is true, and fail with ``what`` after a while."""
+    """Let the client work until ``condition`` is true, and fail with ``what`` after about a minute."""
     for _ in range(6_000):
         if condition():
             return
@@ -104,7 +104,7 @@ async def test_messages_that_no_person_wrote_give_no_event(fake: FakeDiscord, gu
 
 
 async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A message becomes an event, with every field of the contract."""
+    """A message becomes an event whose fields have the values of the message."""
     general, person, friend = guild.channel("general"), fake.person("ada", guild), fake.person("bob", guild)
     log_file = {"id": "1", "filename": "a.log", "url": "https://cdn.invalid/a.log", "proxy_url": "", "size": 12}
     async with connected(fake) as (_, published):
@@ -132,7 +132,7 @@ async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -
 
 
 async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Events of threads and posts have the kind of channel and the parent, which later decide who may read them."""
+    """Events of threads and posts contain the channel's kind and parent, which decide who may read the messages."""
     general, forum = guild.channel("general"), guild.channel("forum", kind=ChannelType.FORUM)
     person = fake.person("ada", guild)
     places = {
@@ -151,7 +151,7 @@ async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: Fak
 async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, guild: FakeGuild) -> None:
     """Edits and deletions become events in order, even if the client has not seen the original messages.
 
-    A link preview that Discord adds is not an edit.
+    If Discord adds a link preview to a message, this does not count as an edit.
     """
     general, person = guild.channel("general"), fake.person("ada", guild)
     older = [fake.says(general, person, f"before the bot came {n}", announce=False) for n in range(3)]
@@ -200,7 +200,7 @@ async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild
 async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: FakeGuild) -> None:
     """Messages with the prefix or with a mention of the bot's role become queries.
 
-    People often pick the role instead of the bot from Discord's list.
+    In the list of names that Discord offers, people often pick the role instead of the bot.
     """
     general, person = guild.channel("general"), fake.person("ada", guild)
     role = guild.role("rtfm", of_bot=fake.bot)
@@ -212,7 +212,7 @@ async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: Fa
 
 
 async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A reply to the bot becomes a query that contains the bot's message, which a follow-up needs as context."""
+    """A reply to the bot becomes a query that contains the bot's message as context; thanks become no query."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     answer = fake.says(general, fake.bot, "Use ntfs-3g.", announce=False)
     async with connected(fake) as (_, published):
@@ -235,7 +235,7 @@ async def test_a_name_alone_is_told_how_to_ask(fake: FakeDiscord, guild: FakeGui
 
 
 async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A member may ask in a direct message, and the answer uses channels that every member can read."""
+    """A member may ask in a direct message, and the query lists the channels that every member can read."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     async with connected(fake) as (_, published):
@@ -247,7 +247,7 @@ async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) ->
 
 
 async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A direct message from a person who is in no guild of the bot gets a reply, but makes no query."""
+    """If a person is in no guild of the bot, a direct message of this person gets a reply, but makes no query."""
     guild.channel("general")
     stranger = fake.person("eve")
     async with connected(fake) as (_, published):
@@ -270,7 +270,7 @@ async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDis
 
 
 async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """If only a REST address is configured, the client asks this server for the gateway, and connects to it."""
+    """If only a REST address is configured, the client asks there for the gateway, and connects to that gateway."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake, ask_for_gateway=True) as (_, published):
         fake.says(general, person, "hello there")
@@ -282,7 +282,7 @@ async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild:
 async def test_an_unreachable_gateway_is_one_line_in_the_log(
     fake: FakeDiscord, caplog: pytest.LogCaptureFixture, debug: bool
 ) -> None:
-    """An unreachable gateway makes one warning with the cause, and a traceback at debug level only."""
+    """An unreachable gateway is logged as a warning with its cause; at debug level, as an error with a traceback."""
     caplog.set_level(logging.DEBUG if debug else logging.INFO, logger="rtfm")
 
     def said() -> list[logging.LogRecord]:

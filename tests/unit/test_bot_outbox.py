@@ -82,7 +82,7 @@ def test_a_full_outbox_drops_events_and_reports_it(outbox: Outbox, sender: Flaky
 
 
 def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: FlakySender) -> None:
-    """An event whose delivery failed is sent again."""
+    """If the delivery report of an event has an error, the event is sent again."""
     sender.refuses = ["0", "0", "2"]
     for number in range(4):
         outbox.offer("discord-messages", event(number))
@@ -92,7 +92,7 @@ def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: Flak
 
 
 def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: FlakySender) -> None:
-    """While the producer fails, no later event overtakes the one that failed."""
+    """While the producer fails, no later event overtakes the event that failed."""
     sender.raises = [Unavailable("Kafka", "down"), Unavailable("Kafka", "down")]
     for number in range(3):
         outbox.offer("discord-messages", event(number))
@@ -101,7 +101,7 @@ def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: 
 
 
 def test_an_event_that_fits_no_contract_blocks_no_other(outbox: Outbox, sender: FlakySender) -> None:
-    """An event that fits no contract is dropped, because it can never be sent, and later events follow."""
+    """An event that fits no contract can never be sent. It is dropped, and later events are sent."""
     sender.raises = [PermanentError("does not fit")]
     for number in range(2):
         outbox.offer("discord-messages", event(number))
@@ -146,7 +146,7 @@ QUESTION = BotQuery(
 
 
 def test_a_question_that_cannot_be_stored_is_not_asked(sender: FlakySender) -> None:
-    """A question that the archive cannot store is not sent, because its answer could not be posted."""
+    """If the archive cannot store a question, the question is not sent, because its answer could not be posted."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
     asking = OpenQuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
     with pytest.raises(Unavailable):

@@ -52,19 +52,19 @@ def units(text: str) -> int:
 
 
 def test_an_unknown_outcome_is_not_posted() -> None:
-    """A response with an unknown outcome, which a later version wrote, is not posted."""
+    """If the outcome of a response is unknown, as from a later version, the response is not posted."""
     assert compose(response(Outcome.UNKNOWN, "an answer")) == []
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.UNKNOWN])
 def test_every_outcome_has_a_text(outcome: Outcome) -> None:
-    """Every known outcome has a text, because Discord rejects an empty message."""
+    """Every known outcome gives a text that is not empty, because Discord rejects an empty message."""
     (part,) = compose(response(outcome, " \n"))
     assert part.strip()
 
 
 def test_sources_are_numbered_jump_links() -> None:
-    """The answer is followed by its sources, each with number, jump link, author and day."""
+    """The answer is followed by its sources; each source has its number, a jump link, the author and the date."""
     (part,) = compose(response(Outcome.ANSWERED, "Use ntfs-3g [1].", sources=2))
     assert part.splitlines()[0] == "Use ntfs-3g [1]."
     assert "[2] https://discord.com/channels/1/2/2 · penguin, 2023-11-14" in part
@@ -83,7 +83,7 @@ def test_a_name_cannot_write_markdown() -> None:
 
 
 def test_nonces_are_stable_and_differ() -> None:
-    """A part that is delivered again has the same nonce; no other part of this or another answer has that nonce."""
+    """The nonce of a part is the same in each delivery, and differs from those of other parts and other answers."""
     assert nonce("m5", 0) == nonce("m5", 0)
     assert len({nonce("m5", 0), nonce("m5", 1), nonce("m6", 0), nonce("m50", 0)}) == 4
     assert len(nonce("m5", 0)) == 24
@@ -98,7 +98,7 @@ def test_a_long_answer_keeps_its_words_in_order() -> None:
 
 
 def test_a_fence_is_closed_and_opened_again_in_its_language() -> None:
-    """A code block that is cut is closed in one part, and opened again in its language in the next."""
+    """If a code block is cut, it is closed at the end of one part, and opened in its language in the next part."""
     parts = split("Try:\n```python\n" + "\n".join(f"line_{n} = {n}" for n in range(300)) + "\n```\nDone.")
     assert len(parts) > 1
     assert all(part.count("```") % 2 == 0 for part in parts)
@@ -114,7 +114,7 @@ def test_a_masked_link_is_not_cut() -> None:
 
 
 def test_wide_characters_count_twice() -> None:
-    """An emoji counts as two units, as Discord counts it."""
+    """An emoji counts as two characters, as in Discord's limit."""
     assert all(units(part) <= PART_LIMIT for part in split("🐧" * 3_000))
 
 
@@ -141,7 +141,7 @@ def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
 def test_a_line_of_a_quote_stays_in_the_quote() -> None:
     """A line separator that Discord ignores does not end a quote.
 
-    Otherwise a quoted person could write in the bot's name.
+    Otherwise the words after the separator would look like words of the bot.
     """
     quote = "> install apt\u2028# Official notice\u2029**Sources**\x85x\x0by\x0cz\x1c\x1d\x1e"
     (part,) = compose(response(Outcome.EXTRACTED, f"This was said about it:\n\n{quote}\na, 2026-01-01 [1]"))

@@ -78,7 +78,7 @@ def test_a_direct_message_is_a_question() -> None:
 
 
 def test_a_mention_below_a_quoted_line_is_a_question() -> None:
-    """A mention below a quoted line is a question, because a one-line quote ends with its line."""
+    """A message with a mention below a quoted line is a question, because a one-line quote ends with its line."""
     found = find_question(IncomingMessage(content="> what he said\n<@9> how do I mount it?", bot_id="9"))
     assert found is not None
     assert found.origin is QueryOrigin.MENTION

@@ -1,4 +1,4 @@
-"""The channels that an answer may use, with discord.py objects made from Discord's payloads."""
+"""The channels that an answer may use. The tests make discord.py's objects from payloads in Discord's format."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_channels_without_history_for_all_are_not_visible() -> None:
 
 
 def test_another_hidden_channel_is_not_visible_in_a_hidden_one(guild: FakeGuild) -> None:
-    """An answer in a hidden channel does not use a hidden channel of another role, which other people read."""
+    """An answer in a hidden channel does not use a hidden channel that another role can read."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     guild.hidden_channel("owners", shown_to=guild.role("owner"))
     assert visible(guild, staff) == {staff.id}
@@ -87,7 +87,7 @@ def test_voice_channels_are_not_visible(guild: FakeGuild) -> None:
 
 
 def test_channels_shown_to_the_same_people_are_visible_to_each_other(guild: FakeGuild) -> None:
-    """An answer in a staff channel may use channels with the same readers and open channels."""
+    """An answer in a staff channel may use open channels, and channels with the same readers."""
     staff = guild.role("staff")
     one, other = guild.hidden_channel("one", shown_to=staff), guild.hidden_channel("other", shown_to=staff)
     general = guild.channel("general")
@@ -171,9 +171,9 @@ def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> N
 def test_retrieved_passages_count_even_if_they_are_not_cited(
     kind: SourceKind, acl_channel_id: str | None, allowed: bool
 ) -> None:
-    """An answer is withheld if a passage from a hidden channel was retrieved for it, even if no citation names it.
+    """An answer is withheld if a passage from a hidden channel was retrieved for it, even without a citation of it.
 
-    A model may repeat a passage without a citation.
+    A model may repeat a passage without citing it.
     """
     passage = RetrievedPassage(passage_id="p", kind=kind, acl_channel_id=acl_channel_id, score=1.0)
     assert can_show([citation(ChannelKind.TEXT, "1")], [passage], ["1"]) is allowed

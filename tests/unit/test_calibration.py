@@ -51,7 +51,7 @@ def test_ingest_does_not_wait_for_a_calibration() -> None:
 
 
 def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
-    """A guild stays in the queue while a store does not answer, and the thread continues."""
+    """A guild stays in the queue while a store does not respond, and the thread continues."""
     floors = BusyFloors(failures=2)
     floors.free.set()
     with calibration_of(floors) as calibration:
@@ -61,7 +61,7 @@ def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
 
 
 def test_the_end_of_the_service_ends_the_thread() -> None:
-    """The thread ends with the service, both when it is idle and with a guild in the queue."""
+    """The thread ends with the service, whether the queue of guilds is empty or not."""
     floors = BusyFloors(failures=1_000_000)
     floors.free.set()
     with calibration_of(floors):

@@ -60,7 +60,7 @@ def test_the_story_of_a_duplicate_shows_both_responses_and_their_workers(
 def test_the_story_of_a_duplicate_shows_when_its_question_became_unfinished_again(
     run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The explanation shows the kill, the worker's end and then the lost position, and what the worker logged."""
+    """The explanation shows, in order, the kill, the worker's end and the lost position, and also the worker's log."""
     told = story_of(run, monkeypatch, capsys)
     happened = told.partition("Timeline")[2]
     order = [happened.index(what) for what in ("name kill", "code -9", "UNFINISHED AGAIN")]

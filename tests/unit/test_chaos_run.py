@@ -32,14 +32,14 @@ def reading(backlog: int, per_s: float) -> BacklogReading:
 
 
 def test_a_backlog_slows_the_load_and_never_stops_it() -> None:
-    """The load is full up to a backlog of ten seconds, and has its smallest share beyond forty seconds."""
+    """The load is full up to a backlog of ten seconds, and at its smallest from forty seconds."""
     assert share_for(0) == share_for(EASY_S) == 1
     assert LEAST_SHARE < share_for((EASY_S + FULL_S) / 2) < 1
     assert share_for(FULL_S) == share_for(1000) == LEAST_SHARE
 
 
 def test_a_backlog_is_measured_in_seconds_of_commits() -> None:
-    """A backlog is measured as the time that committing it takes, and as forty seconds if nothing is committed."""
+    """A backlog is measured as the time that its commits take; if nothing is committed, it counts as forty seconds."""
     assert reading(100, 20).backlog_s == 5
     assert reading(0, 0).backlog_s == 0
     assert reading(5, 0).backlog_s == FULL_S
@@ -65,14 +65,14 @@ def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
     ],
 )
 def test_a_slow_run_is_not_a_wrong_run(wrong: bool, settled: bool, judged: int, expected: str) -> None:
-    """A run that did not settle is not wrong unless the judge or the run itself finds an error."""
+    """A run that did not settle is wrong only if the judge or the run itself finds an error."""
     found = verdict(wrong=wrong, settled=settled, judged=judged)
     assert found == expected
     assert EXIT_CODES[found] == {"right": 0, "not judged": 2}.get(expected, 1)
 
 
 def test_a_history_is_json_lines_with_times_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    """A history consists of JSON lines with times, and a second run in the same folder is refused before it writes."""
+    """A history consists of JSON lines with times, and a second run in the same folder is refused."""
     history = History(tmp_path / "run")
     history.write("asked", query_id="c1")
     history.close()
@@ -98,8 +98,9 @@ def test_a_recorded_run_is_a_row_of_the_table(tmp_path: Path) -> None:
 def samples(pid_changes_at: int = 10_000) -> list[Sample]:
     """Return samples of two hours of a worker.
 
-    After its start, which takes five minutes, the worker grows by 10 MB, 2 threads and 4 handles an hour. The process
-    id changes at sample ``pid_changes_at``.
+    The worker's start takes five minutes. After the start, its memory grows by 10 MB an hour. The numbers of its
+    threads and handles grow by 2 and 4 an hour from the beginning. The process id changes at sample
+    ``pid_changes_at``.
     """
     found = []
     for number in range(1441):
@@ -125,9 +126,9 @@ def samples(pid_changes_at: int = 10_000) -> list[Sample]:
 
 
 def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None:
-    """Growth is measured by the hour over the longest life of a process, without the minutes in which it starts.
+    """Growth is measured by the hour over the longest life of a process, without the minutes of its start.
 
-    A restart would look like freed memory.
+    If samples from before and after a restart were compared, the restart would look like freed memory.
     """
     grown = growth(samples())["w1"]
     assert grown.memory_mb_per_h == pytest.approx(10, abs=0.2)
@@ -137,7 +138,7 @@ def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None
 
 
 def test_a_report_is_one_self_contained_page() -> None:
-    """A report is one page that needs no other files and charts all samples. Its text is escaped."""
+    """A report is one page with seven charts. The page needs no other files, and its text is escaped."""
     found = samples(pid_changes_at=1000)
     told = page("Soak <run>", {"verdict": "right", "asked": 5}, found, growth(found))
     assert told.count("<svg") == 7
@@ -147,12 +148,12 @@ def test_a_report_is_one_self_contained_page() -> None:
 
 
 def test_a_report_of_a_run_that_ended_at_once_says_so() -> None:
-    """The report of a run without samples says so in each chart."""
+    """The report of a run without samples says that there are none."""
     assert "no samples" in page("Soak", {"verdict": "failed"}, [], {})
 
 
 def test_a_thinned_line_keeps_its_peaks() -> None:
-    """A line that is reduced to fewer points keeps a peak of a single sample in five thousand."""
+    """If a line of five thousand points is reduced to fewer points, a peak of a single point stays."""
     points = [(float(number), 1.0 if number == 2345 else 0.0) for number in range(5000)]
     assert len(thinned(points)) == MOST_POINTS
     assert (2345.0, 1.0) in thinned(points)

@@ -1,4 +1,4 @@
-"""What is removed from the text of answers, whether a model wrote it or people."""
+"""What is removed from the text of answers, whether a model or people wrote the text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EVIL = "https://evil.example/login"
 def test_a_link_that_no_source_has_is_removed(text: str) -> None:
     """A link that no source has is removed.
 
-    The link may be masked, in angle brackets or code, without a scheme, or begin like a link of a source.
+    The link may be masked, in angle brackets or code, or without a scheme. It may also begin like a link of a source.
     """
     cleaned = remove_unknown_links(text, {DOCS})
     assert "evil" not in cleaned.lower()
@@ -61,7 +61,7 @@ def test_a_link_of_a_source_is_kept(text: str, expected: str) -> None:
 
 
 def test_the_sentence_around_a_removed_link_stays() -> None:
-    """A note replaces a removed link, and the sentence around it stays with its full stop."""
+    """A note replaces a removed link, and the sentence around the link stays with its full stop."""
     assert remove_unknown_links(f"Go to {EVIL}.", set()) == f"Go to {LINK_REMOVED}."
 
 
@@ -70,7 +70,7 @@ def test_the_sentence_around_a_removed_link_stays() -> None:
     ["<@123>", "<@!123>", "<@&123>", "@everyone", "@here", "`@everyone`", "@EVERYONE", "<@12<@3>4>", "@\x00here"],
 )
 def test_nothing_pings(text: str) -> None:
-    """No text pings people, roles or everyone, in code or outside, nested or hidden by control characters."""
+    """A cleaned text pings nobody, even if the ping was in code, nested or split by a control character."""
     cleaned = remove_pings(f"hi {text} there").lower()
     assert not re.search(r"<@[!&]?\d+>", cleaned)
     assert "@everyone" not in cleaned

@@ -74,7 +74,7 @@ def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> Non
 
 
 def test_an_event_comes_back_as_it_was() -> None:
-    """An event that is encoded with its schema id and decoded again is the same."""
+    """An event is the same after it was encoded with a schema id and decoded again."""
     data = codec().encode(MESSAGE, 70_000)
     assert data[:5] == b"\x00" + struct.pack(">I", 70_000)
     assert schema_id_of(data) == 70_000
@@ -84,7 +84,7 @@ def test_an_event_comes_back_as_it_was() -> None:
 def test_generated_code_names_its_variables_for_the_fields() -> None:
     """The variables of generated code have the names of the fields, including nested ones.
 
-    A reader of `schemas show --codec` finds them by name.
+    A reader of `schemas show --codec` finds a field by its name.
     """
     made = codec()
     for source in (made.encoder_source, made.decoder_source):
@@ -96,7 +96,7 @@ def test_generated_code_names_its_variables_for_the_fields() -> None:
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_every_event_class_matches_its_schema(topic_name: str) -> None:
-    """The codec of every event class can be built, which compares class and schema field by field."""
+    """The codec of every event class can be built; building it compares class and schema field by field."""
     schema = catalogue.load().topics[topic_name].schema
     assert schema is not None
     EventCodec(EVENT_OF_TOPIC[topic_name], schema)
@@ -115,7 +115,7 @@ def test_a_subclass_of_str_is_encoded_by_its_value() -> None:
 
 
 def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None:
-    """A record whose name differs from the schema's is undecodable even if its fields fit, as Avro demands."""
+    """If the writer's schema has another name, a value is undecodable even if the fields fit, as Avro demands."""
     data = codec().encode(MESSAGE, 7)
     with pytest.raises(UndecodableRecord, match="OtherMessage"):
         codec().decode(data, {**codec().schema, "name": "OtherMessage"})
@@ -126,7 +126,7 @@ def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None
     [["a", "bb"], ["7" * 18, "7" * 19] * 20, ["7" * 19] * 40, ["7"], ["7" * 20], ["x" * 128, "7"], ["7" * 18] * 9000],
 )
 def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
-    """Ids come back unchanged, whether they have one length or several, are long, many or not decimal.
+    """Ids come back unchanged: ids of one length or of several, long ids, many ids, and ids that are not decimal.
 
     Each of these cases takes its own path through the code.
     """
@@ -153,7 +153,7 @@ def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
 
 
 def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
-    """Decoding a record that claims to contain a huge number of items allocates little memory."""
+    """If a record claims to contain a huge number of items, decoding it allocates little memory."""
     frame, record = codec().encode(evolve(MESSAGE, attachments=[]), 7)[:5], codec().encode(MESSAGE, 7)[5:]
     codec_once = codec()
     tracemalloc.start()
@@ -185,9 +185,10 @@ def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
     ],
 )
 def test_schemas_with_unbounded_items_are_not_read(field_type: Any, what: str) -> None:
-    """A schema whose items take no bytes, or which contains itself without bound, is refused.
+    """A schema is refused if its items take no bytes, or if it contains itself without bound.
 
-    A count of billions takes five bytes, and nesting as deep as the record is long overflows fastavro's stack.
+    A count of billions of such items takes five bytes, and each of them would take time. A nesting that is as deep as
+    the record is long would overflow fastavro's stack.
     """
     own = codec()
     # the compiled codec leaves a union of so many types to fastavro
@@ -223,7 +224,7 @@ def test_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bo
 def test_records_without_bytes_take_no_time_however_they_are_nested(by_fastavro: bool) -> None:
     """Records that take no bytes are skipped at once, even if they are nested sixty levels deep.
 
-    With two fields each, such records have more fields than could ever be skipped one by one.
+    If each record has two fields, the records have together more fields than could ever be skipped one by one.
     """
     nest: Any = {"type": "record", "name": "R0", "fields": []}
     for level in range(1, 61):

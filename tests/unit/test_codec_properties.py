@@ -38,7 +38,7 @@ FIELD_NAMES = [
 
 @attrs.define
 class NamesState:
-    """The names that were used, so that no two types of a schema share one."""
+    """A counter for the names of types, so that no two types of a schema have the same name."""
 
     count: int = 0
 
@@ -97,7 +97,7 @@ LONGS = st.one_of(st.sampled_from(LONG_EDGES), st.integers(-(2**63), 2**63 - 1),
 
 
 def values(shape: shapes.Shape) -> st.SearchStrategy[Any]:
-    """Return values that fit ``shape``."""
+    """Return a strategy for values that fit ``shape``."""
     match shape:
         case shapes.RecordShape(event_class=event_class, slots=slots):
             return st.builds(event_class, **{slot.name: values(slot.shape) for slot in slots})

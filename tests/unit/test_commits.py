@@ -71,7 +71,7 @@ class Broker(Transactions):
 
 
 class Handling:
-    """Writes a dead letter for a record."""
+    """Makes the dead letter of a record."""
 
     def dead_letter_output(self, raw_record: Message, error: InvalidEvent) -> HandlingResult:
         letter = OutgoingLetter(
@@ -97,7 +97,7 @@ class Member:
 
 
 def member_of(broker: Broker) -> Any:
-    """Return the part of a consumer that commits use, reading the positions of ``broker``."""
+    """Return the part of a consumer that commits use; it reads the positions of ``broker``."""
     return Member(broker)
 
 
@@ -125,7 +125,7 @@ def new_commits(broker: Broker, waiting: WaitingState) -> Commits:
 
 @pytest.fixture
 def commits(broker: Broker) -> Commits:
-    """Commits of a group that waits for nothing."""
+    """Commits of a pipeline that waits for nothing."""
     return new_commits(broker, WaitingState(GROUP))
 
 
@@ -146,7 +146,7 @@ def finished_record(part: PartitionState, offset: int) -> Finished:
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
 def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, fate: str) -> None:
-    """If a commit's outcome is unknown, its records are produced once, whether its request or its response was lost."""
+    """If a commit's outcome is unknown, the outputs are produced once, whether request or response was lost."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.fate = fate
     commits.add_finished([finished_record(part, 10)])
@@ -160,7 +160,7 @@ def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, 
 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
-    """If a commit took effect unnoticed and another process continued from its position, nothing is produced again."""
+    """If a commit took effect unnoticed and another process continued after it, nothing is produced again."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([finished_record(part, 10)])
@@ -179,7 +179,8 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
 def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, broker: Broker) -> None:
     """If the coordinator returns no position, PositionsChanged is raised, so that the partition is assigned again.
 
-    The coordinator lost the position, or answered too early. The new assignment asks again.
+    The coordinator may have lost the position, or may have responded too early. In the new assignment, the position is
+    read again.
     """
     part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
@@ -193,7 +194,7 @@ def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, 
 def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commits, broker: Broker) -> None:
     """The position of a partition that is still assigned decides the outcome of the whole transaction.
 
-    The second partition of the transaction was revoked, and its new owner continues from what was committed.
+    The second partition of the transaction was revoked, and its new owner continues from the committed position.
     """
     stays, gone = assigned_partition(broker, 0), assigned_partition(broker, 1)
     member = member_of(broker)
@@ -211,7 +212,7 @@ def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commit
 
 
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
-    """A commit that would move a position back ends the processor, because records would be repeated."""
+    """If a commit would move a position back, an error is raised, because records would be repeated."""
     part, member = assigned_partition(broker), member_of(broker)
     commits.add_finished([finished_record(part, 10)])
     part.committed = 50
@@ -221,7 +222,7 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 
 
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
-    """A position that a late request moved back is committed again, even if nothing else is to be committed.
+    """If a late request moved a position back, the position is committed again, even without other records to commit.
 
     Otherwise the next owner of the partition would read records again.
     """
@@ -241,7 +242,7 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 def test_a_rebalance_after_a_lost_connection_does_not_hide_a_position_that_moved_back(
     commits: Commits, broker: Broker
 ) -> None:
-    """Reading positions for a new partition opens a new producer. The partitions that stay are checked all the same."""
+    """After a lost connection, reading a new partition's position does not skip the check of the other positions."""
     part, member = assigned_partition(broker), member_of(broker)
     commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
@@ -255,7 +256,7 @@ def test_a_rebalance_after_a_lost_connection_does_not_hide_a_position_that_moved
 
 
 def test_an_unknown_outcome_does_not_hide_another_position_that_moved_back(commits: Commits, broker: Broker) -> None:
-    """The positions of the last transaction tell its outcome. Those of the other partitions are restored."""
+    """An unknown outcome is resolved, and another partition's position that moved back is committed again."""
     first, second = assigned_partition(broker, 0), assigned_partition(broker, 1)
     member = member_of(broker)
     commits.add_finished([finished_record(first, 10)])
@@ -270,7 +271,7 @@ def test_an_unknown_outcome_does_not_hide_another_position_that_moved_back(commi
 
 
 def test_an_idle_pipeline_is_ready_again_after_an_outage(broker: Broker) -> None:
-    """It waits for Kafka while no producer can be opened, and no longer than that."""
+    """After a lost connection, a pipeline waits for Kafka only as long as no producer can be opened."""
     waiting = WaitingState(GROUP)
     commits = new_commits(broker, waiting)
     part, member = assigned_partition(broker), member_of(broker)
@@ -287,7 +288,7 @@ def test_an_idle_pipeline_is_ready_again_after_an_outage(broker: Broker) -> None
 
 
 def test_a_pipeline_whose_records_went_elsewhere_no_longer_waits(broker: Broker) -> None:
-    """The records that could not be committed belong to another processor now."""
+    """If the uncommitted records belong to another processor now, the pipeline no longer waits for Kafka."""
     waiting = WaitingState(GROUP)
     commits = new_commits(broker, waiting)
     part, member = assigned_partition(broker), member_of(broker)
@@ -314,7 +315,7 @@ def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commi
 def test_after_a_lost_connection_positions_of_another_process_are_left_alone(commits: Commits, broker: Broker) -> None:
     """If positions of another process are found after a lost connection, PositionsChanged is raised.
 
-    The positions are ahead, because the partition has another owner. This process joins again.
+    The position is ahead of the last commit of this process, because the partition has another owner.
     """
     part, member = assigned_partition(broker), member_of(broker)
     commits.add_finished([finished_record(part, 10)])
@@ -336,7 +337,7 @@ def commit_all(commits: Commits, member: Any) -> None:
 
 
 def test_outputs_that_brokers_refuse_count_towards_the_limit(commits: Commits, broker: Broker) -> None:
-    """Records whose outputs brokers refuse count towards the limit, although they were handled."""
+    """If brokers refuse the output of a record, the record counts towards the limit, although it was handled."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.max_size = 1
     for offset in range(10, 109):

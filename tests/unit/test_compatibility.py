@@ -1,4 +1,4 @@
-"""Incompatible changes of a schema, by Avro's rules and by this project's, and faults of a single schema."""
+"""Incompatible changes of a schema, by Avro's rules and by this project's rules, and faults of a single schema."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def test_a_breaking_change_is_found_by_its_rule(old: Any, new: Any, rule: tuple[
     ],
 )
 def test_a_compatible_change_passes(old: Any, new: Any) -> None:
-    """Fields with defaults, symbols of enums with defaults, and docs may change."""
+    """Fields with defaults may be added or removed, enums with defaults may get symbols, and docs may change."""
     versions = [record(field("a"), *([entry] if entry else [])) for entry in (old, new)]
     assert rules(versions[0], versions[1]) == set()
 
 
-# The first pair breaks only new readers of old records, the second only old readers of new records.
+# BACKWARD_BREAK breaks only new readers of old records, and FORWARD_BREAK only old readers of new records.
 BACKWARD_BREAK = (record(field("a")), record(field("a"), field("x")))
 FORWARD_BREAK = (record(field("a"), field("x")), record(field("a")))
 
@@ -130,7 +130,7 @@ def test_each_level_checks_its_own_directions(level: str, backward: int, forward
 def test_only_a_transitive_level_compares_with_versions_before_the_newest(level: str, count: int) -> None:
     """Only a transitive level compares a schema with versions before the newest.
 
-    The field has no default any more, had one in version 2, and did not exist in version 1.
+    In the test, the field x has no default, had a default in version 2, and did not exist in version 1.
     """
     released = {1: record(field("a")), 2: record(field("a"), field("x", default=""))}
     found = find_violations(SUBJECT, record(field("a"), field("x")), released, level)
@@ -138,7 +138,7 @@ def test_only_a_transitive_level_compares_with_versions_before_the_newest(level:
 
 
 def test_a_violation_deep_inside_has_its_whole_path() -> None:
-    """A violation inside an array, a union and a record has its whole path."""
+    """A violation inside an array, a union and a record is reported with its whole path."""
 
     def nested(*more: Any) -> Any:
         inner = record(field("a"), *more, name="Inner")
@@ -182,7 +182,7 @@ def test_fields_without_default_can_never_be_removed() -> None:
     ],
 )
 def test_what_libraries_disagree_on_is_a_fault_of_the_schema(schema: Any, rule: str) -> None:
-    """A schema is faulty if libraries treat its defaults, enums or logical types differently, or a doc is missing."""
+    """A schema is faulty if libraries disagree on its defaults, enums or logical types, or if a doc is missing."""
     assert [fault.rule for fault in lint.find_breaches(schema)] == [rule]
 
 

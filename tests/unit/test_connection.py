@@ -1,4 +1,4 @@
-"""The errors of this project that librdkafka's errors become."""
+"""The errors into which this project translates errors of librdkafka."""
 
 from __future__ import annotations
 

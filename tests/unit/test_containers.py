@@ -13,7 +13,7 @@ from tests import containers
 
 
 class EngineWithoutImages(BaseHTTPRequestHandler):
-    """A server with the two responses of the Docker Engine API that a client needs before it starts anything."""
+    """A server with the two responses of the Docker Engine API that a client needs before it starts a container."""
 
     def do_GET(self) -> None:
         found = self.path.endswith("/version")
@@ -46,7 +46,7 @@ def test_a_machine_without_an_engine_cannot_serve(monkeypatch: pytest.MonkeyPatc
 def test_an_engine_without_the_images_cannot_serve_and_is_not_asked_to_pull_them(
     monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    """An engine without the images is recognised without pulling one, and the error names the first missing image."""
+    """If the engine lacks the images, none is pulled, and the error names the first missing image."""
     monkeypatch.setenv("DOCKER_HOST", engine)
     with pytest.raises(containers.Unusable, match="does not have apache/kafka:"), containers.running():
         pass

@@ -1,4 +1,4 @@
-"""The files of the catalogue: malformed files, released schemas, and the commands that maintain them."""
+"""The files of the catalogue: malformed files, released schemas, and the commands that maintain the files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERY = "bot-query.avsc"
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project's schemas, which the commands use."""
+    """A copy of the project's schemas; the commands use this copy."""
     directory = tmp_path / "schemas"
     shutil.copytree(catalogue.load().directory, directory)
     monkeypatch.setenv("RTFM_SCHEMAS_DIR", str(directory))
@@ -76,14 +76,14 @@ def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, sa
     ],
 )
 def test_a_schema_that_does_not_parse_is_named(copy: Path, text: str) -> None:
-    """The error for a schema that is not JSON, not a record or not Avro names its file."""
+    """If a schema is not JSON, not a record or not Avro, the error names its file."""
     (copy / QUERY).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=f"{QUERY}.*{'the type text is not defined' if 'text' in text else ''}"):
         catalogue.load(copy)
 
 
 def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A field without a default fails `schemas check` with exit code 1, naming field, rule and consumers."""
+    """If a new field has no default, `schemas check` exits with 1, and names field, rule and consumers."""
     add_field(copy / QUERY)
     assert run(["schemas", "check"]) == 1
     said = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("damage", ["removed", "changed", "added"])
 def test_a_changed_released_file_fails_the_check(copy: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A changed released file fails `schemas check`, because the lock has the digest of each released version."""
+    """If a released file is changed, removed or added, `schemas check` fails, because the lock lists the digests."""
     released = copy / "released" / "bot-queries-value" / "1.avsc"
     match damage:
         case "removed":
@@ -164,7 +164,7 @@ def test_diff_describes_what_changed(copy: Path, capsys: pytest.CaptureFixture[s
 def test_a_missing_version_or_schema_is_named(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    """A missing version or schema is named, and the exit code is 2; version 0 does not mean the newest."""
+    """The error for a missing version or schema names it, with exit code 2; version 0 is not the newest version."""
     assert run(["schemas", *arguments]) == 2
     assert said in capsys.readouterr().err
 
@@ -223,7 +223,7 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
 
 
 def test_names_of_topics_and_groups_are_defined_once() -> None:
-    """The code contains names of topics in rtfm/names.py only, and no names of groups, which are in contracts.toml."""
+    """Names of topics, except dead-letters, are in rtfm/names.py only, and no Python file has names of groups."""
     known = catalogue.load()
     topics = {value for name, value in vars(names).items() if name.isupper()}
     assert topics == set(known.topics)

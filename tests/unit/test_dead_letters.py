@@ -120,7 +120,7 @@ names = st.sampled_from(["odd", "rtfm.attempt", "rtfm.original.header_count", "r
 def test_the_original_comes_back_as_it_was_whatever_it_holds(
     headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None
 ) -> None:
-    """R15: The original comes back unchanged from its dead letter, even if it has headers with names that we add."""
+    """R15: The original comes back unchanged from its dead letter, even if it has headers with names of ours."""
     letter = read_back(record(headers=headers, key=key, value=value))
     assert (letter.headers, letter.key, letter.value) == (headers, key, value)
     assert letter.topic == "discord-messages"
@@ -148,7 +148,7 @@ def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
 
 
 def test_headers_that_only_look_like_a_replay_are_the_originals() -> None:
-    """Headers with the names of a replay's headers, but with values that do not parse, belong to the original."""
+    """If headers have the names of a replay's headers, but values that do not parse, they belong to the original."""
     block = read_back(record()).to_replay().headers()
     forged = [*block[:1], ("rtfm.attempt", b"many"), *block[2:]]
     assert read_back(record(headers=forged)).headers == forged
@@ -169,7 +169,7 @@ def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> N
 
 @pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
 def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
-    """Neither message nor traceback contains a secret, even if a cut removed half of it.
+    """Neither message nor traceback contains a secret, even if a cut removed half of the secret.
 
     Secrets are texts with the form of a known kind of secret, and the configured secrets of the installation.
     """
@@ -190,7 +190,7 @@ def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
 
 
 def test_what_another_program_wrote_is_shown_by_its_connect_headers_and_has_no_known_original() -> None:
-    """A dead letter of Kafka Connect, which may use the same topic, is shown by its headers, without an original."""
+    """Kafka Connect may use the same topic. Its dead letters are shown by their headers, without an original."""
     foreign = ProducerRecord("dead-letters", b"k", b"v", [("__connect.errors.topic", b"t"), ("x", b"y")])
     letter = parse_letter(Message(foreign))
     assert isinstance(letter, Letter)

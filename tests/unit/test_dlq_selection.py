@@ -19,7 +19,7 @@ NOTHING: dict[str, Any] = {
 def test_a_key_stays_given_after_the_filter_was_made() -> None:
     """Building a filter leaves the options unchanged, so that a key still counts as given afterwards.
 
-    Otherwise an empty result would say that there are no dead letters at all.
+    Otherwise the command would say for an empty result that there are no dead letters at all.
     """
     given = NOTHING | {"key": "200"}
     assert build_filter(given, (), state="open").key == b"200"
@@ -34,6 +34,6 @@ def test_letters_named_by_id_are_found_in_every_state() -> None:
 
 @pytest.mark.parametrize(("ids", "all_"), [((), False), (("0-1",), True)])
 def test_a_change_needs_exactly_one_filter(ids: tuple[str, ...], all_: bool) -> None:
-    """A change needs ids or --all, and not both."""
+    """A change needs either ids or --all, but not both."""
     with pytest.raises(click.UsageError):
         build_change_filter(NOTHING, ids, all_)

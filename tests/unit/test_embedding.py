@@ -24,7 +24,7 @@ from rtfm.settings import Settings
 
 
 def test_a_folder_with_a_file_missing_is_named(tmp_path: Path) -> None:
-    """If a file of the model is missing, the error names both required files, before anything is loaded."""
+    """If a file of the model is missing, the error names the folder and both required files."""
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"model\.onnx and tokenizer\.json") as caught:
         OnnxEmbedding.load(tmp_path, 1)
@@ -32,7 +32,7 @@ def test_a_folder_with_a_file_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_corrupted_model_is_one_line_with_the_fix(tmp_path: Path) -> None:
-    """A corrupted model, as after an interrupted copy, gives one line with the fix, and is no defect."""
+    """If the model is corrupted, as after an interrupted copy, the error is one line, and its hint names the fix."""
     (tmp_path / "model.onnx").write_bytes(b"no model")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
@@ -42,7 +42,7 @@ def test_a_corrupted_model_is_one_line_with_the_fix(tmp_path: Path) -> None:
 
 
 def test_without_a_model_search_is_lexical_unless_one_was_asked_for(tmp_path: Path) -> None:
-    """Without a configured folder, search is lexical, and a configured folder without a model is an error."""
+    """If no folder is configured, there is no model; if the configured folder has no model, an error is raised."""
     settings = evolve(Settings(), home=tmp_path)
     assert find_model(settings) is None
     with pytest.raises(ConfigError):
@@ -50,7 +50,7 @@ def test_without_a_model_search_is_lexical_unless_one_was_asked_for(tmp_path: Pa
 
 
 def test_the_folder_or_its_onnx_child_is_accepted(tmp_path: Path) -> None:
-    """The configured folder may be that of the model or its parent, because the model's archive unpacks to "onnx"."""
+    """The configured folder may be "onnx", to which the model's archive unpacks, or the parent of that folder."""
     child = default_model_dir(tmp_path) / "onnx"
     child.mkdir(parents=True)
     for name in ("model.onnx", "tokenizer.json"):
@@ -61,7 +61,7 @@ def test_the_folder_or_its_onnx_child_is_accepted(tmp_path: Path) -> None:
 def test_a_model_is_the_same_in_a_folder_of_another_name_and_another_with_other_files() -> None:
     """The identity of a model depends on its files and not on its folder.
 
-    Moving the folder must not make all vectors obsolete.
+    Otherwise moving the folder would make all vectors obsolete.
     """
     assert is_same_model("all-MiniLM-L6-v2@af46d50b108c", "model@af46d50b108c")
     assert not is_same_model("all-MiniLM-L6-v2@af46d50b108c", "all-MiniLM-L6-v2@000000000000")
@@ -70,7 +70,7 @@ def test_a_model_is_the_same_in_a_folder_of_another_name_and_another_with_other_
 
 
 def test_vectors_come_back_from_the_archive_as_they_were() -> None:
-    """Vectors are stored as little-endian float32 on every machine, and come back from the archive unchanged."""
+    """Vectors come back unchanged from the bytes that the archive stores."""
     vectors = np.random.default_rng(1).standard_normal((3, DIMENSION), dtype=np.float32)
     assert np.array_equal(from_bytes([to_bytes(vector) for vector in vectors]), vectors)
     assert len(from_bytes([])) == 0
@@ -79,7 +79,7 @@ def test_vectors_come_back_from_the_archive_as_they_were() -> None:
 def test_the_real_model_gives_the_same_vector_in_any_batch(model_dir: Path) -> None:
     """The real model gives a text the same vector in any batch, and gives texts of similar meaning similar vectors.
 
-    Texts are padded to the longest one of a batch.
+    In a batch, each text is padded to the length of the longest text, which must not change its vector.
     """
     model = OnnxEmbedding.load(model_dir, 1)
     texts = ["how do I mount a disk?", "word " * 1000, "", "mounting a hard drive", "roses need compost"]
@@ -96,9 +96,9 @@ def test_the_real_model_gives_the_same_vector_in_any_batch(model_dir: Path) -> N
 def test_two_models_count_as_one_only_if_their_vectors_agree(
     model_dir: Path, fetched_model: Callable[[], Path]
 ) -> None:
-    """Two models count as one if the vectors of each of 1,000 texts have a cosine of at least .9999.
+    """Two models count as the same if, for each of 1,000 texts, the cosine of their vectors is at least .9999.
 
-    Otherwise a rebuild is due.
+    Otherwise the vectors of one model cannot be used with the other one, and a rebuild is due.
     """
     one, other = OnnxEmbedding.load(model_dir, 2), OnnxEmbedding.load(fetched_model(), 2)
     chance = random.Random(7)

@@ -60,7 +60,7 @@ NO_SNOWFLAKES = ["helpdesk-7", "ann@example.org", str(2**64), "5" * 21, "-5", "5
 
 @pytest.mark.parametrize("value", NO_IDS)
 def test_text_of_another_format_is_not_an_id(value: str) -> None:
-    """An id must be short and of a format that each store accepts. The error for an invalid id does not repeat it."""
+    """An id must be short, and of a format that each store accepts; the error does not repeat an invalid id."""
     for source, origin in itertools.product(MessageSource, QueryOrigin):
         for event, name in (
             (evolve(MESSAGE, source=source, guild_id=value), "guild_id"),
@@ -115,7 +115,7 @@ def test_a_field_inside_a_list_is_named_with_its_place() -> None:
 
 @pytest.mark.parametrize("value", [MIN_TIMESTAMP - 1, MAX_TIMESTAMP + 1, -(2**63), 2**63 - 1, 1_700_000_000_000_000])
 def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
-    """A time outside the years 1 to 9999 breaks the rule; the usual mistake is microseconds."""
+    """A time outside the years 1 to 9999 breaks the rule; a time in microseconds is the usual mistake."""
     wrong = TimestampMillis(value)
     for topic, name in (
         ("discord-messages", "created_at"),
@@ -152,7 +152,7 @@ def test_an_observation_of_the_future_breaks_the_rule() -> None:
 
 
 def test_the_encoder_compares_observations_with_the_clock() -> None:
-    """The encoder compares times of observation with the clock, before and after it has seen a valid one."""
+    """The encoder refuses a time of observation in the future, also after it has encoded a valid time."""
     codec = CODECS["discord-messages"]
     for _ in range(2):
         now = time.time_ns() // 1_000_000
@@ -175,7 +175,7 @@ IDS = st.one_of(
 
 
 def with_ids(event: Any) -> st.SearchStrategy[Any]:
-    """Return ``event`` with some ids changed, including nested ones, and with any source or origin."""
+    """Return a strategy for ``event`` with some ids changed, including nested ones, and with any source or origin."""
     changed: dict[str, st.SearchStrategy[Any]] = {}
     for attribute in attrs.fields(type(event)):
         value = getattr(event, attribute.name)
@@ -206,7 +206,7 @@ def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -
 
 @pytest.mark.parametrize("event_class", EVENT_OF_TOPIC.values())
 def test_every_id_except_those_of_passages_is_checked(event_class: type[Any]) -> None:
-    """Every field with an id is checked, except the ids of passages, so that no added field is left out."""
+    """Every field for ids is checked, except those for ids of passages; a field that is added later is included."""
     names = [attribute.name for attribute in attrs.fields(event_class)]
     assert [name for name in names if name.endswith(("_id", "_ids")) and not is_id_field(name)] == []
     assert not is_id_field("passage_id")

@@ -114,7 +114,7 @@ def test_a_long_message_is_shown_by_its_matching_sentences() -> None:
 
 
 def test_a_code_block_is_shown_whole_or_not_at_all() -> None:
-    """A code block is quoted completely or replaced by a note if it is too long; the text around it stays."""
+    """A code block is quoted completely, or, if it is too long, replaced by a note; the text around it stays."""
     filler = "We have had this machine for years and it makes a lot of noise. " * 10
     script = "```sh\nskerry stop\nskerry unlock --stale\nskerry start\n```"
     whole = passage([said("ninefold", f"{filler}\nRemove the lock with this:\n{script}\n{filler}")])
@@ -218,7 +218,7 @@ def test_a_citation_points_to_the_message_behind_the_words() -> None:
     st.lists(st.tuples(st.sampled_from(["a", "b"]), st.text(min_size=1, max_size=2_000)), min_size=1, max_size=6),
 )
 def test_whatever_was_said_can_be_quoted(question: str, lines: list[tuple[str, str]]) -> None:
-    """Any text can be quoted, and the answer stays within its length."""
+    """Any text can be quoted, in at most three quotes of limited length."""
     found = quotes(question, [passage([said(author, text, minute=i) for i, (author, text) in enumerate(lines)])])
     assert len(found) <= 3
     assert found or not any(remove_pings(text).strip() for _, text in lines)
@@ -234,9 +234,9 @@ def test_a_quote_cannot_start_a_line_outside_itself() -> None:
 
 
 def test_a_quote_hides_no_address_and_forges_no_number() -> None:
-    """A quote shows every address, and numbers in square brackets, which look like citations, get round ones.
+    """A quote shows every address. Numbers in square brackets look like citations, so they get round brackets.
 
-    The address of a link that two messages form together is shown, too.
+    If two messages form a link together, the address of this link is shown, too.
     """
     two = passage([said("eve", "unlock [the driver"), said("eve", "here](https://elsewhere.example/x) as [7] says")])
     (quote,) = quotes("unlock driver?", [two])
@@ -250,7 +250,7 @@ def test_a_quote_names_no_channel_that_is_not_readable() -> None:
 
 
 def test_a_link_that_was_cut_is_not_shown() -> None:
-    """A link that the end of a quote cuts is not shown, because a part of an address leads somewhere else."""
+    """If the end of a quote cuts a link, the link is not shown, because a part of an address leads elsewhere."""
     address = "https://good.example" + ".evil.example" * 60
     (quote,) = quotes("unlock?", [passage([said("eve", f"unlock it with {address} now")])])
     assert find_links(quote.text) <= {address}

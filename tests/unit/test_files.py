@@ -18,7 +18,7 @@ def test_a_file_is_replaced_and_leaves_no_temporary_file(tmp_path: Path) -> None
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """A write that fails leaves the old file unchanged, and no part of the new one."""
+    """A write that fails leaves the old file unchanged, and leaves no part of the new file."""
     path = tmp_path / "state.json"
     write_atomically(path, "first")
     with pytest.raises(UnicodeEncodeError):

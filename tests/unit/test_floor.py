@@ -1,4 +1,4 @@
-"""The floor is above the evidence that unrelated questions reach."""
+"""The floor is above the evidence for nearly all unrelated questions."""
 
 from __future__ import annotations
 

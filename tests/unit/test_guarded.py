@@ -112,7 +112,7 @@ def test_permanent_failures_are_not_retried(error: Exception) -> None:
 
 
 def test_retry_after_that_exceeds_the_time_left_is_not_waited_for() -> None:
-    """A Retry-After beyond the time of the question is not waited for, so that the asker gets an extract at once."""
+    """If Retry-After is longer than the time left, nothing is waited for, so that the asker gets an extract at once."""
     script = Script([Throttled("busy", retry_after_s=60.0), DONE])
     with pytest.raises(Throttled):
         guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20)
@@ -159,7 +159,7 @@ def test_no_time_left_is_no_request() -> None:
 
 
 def test_an_open_circuit_lets_one_probe_through_an_interval() -> None:
-    """R21: An open circuit lets one request through each interval, and closes after the first one that succeeds."""
+    """R21: An open circuit lets one request through in each interval, and closes after a request that succeeds."""
     time, script = Time(), Script([DOWN])
     model = guarded(script, policy=GuardPolicy(attempts=1, min_requests=4, probe_interval_s=10), time=time)
     assert outcomes(model, 6) == ["Unavailable"] * 4 + ["circuit_open"] * 2
@@ -197,7 +197,7 @@ def test_a_probe_that_hangs_is_the_only_one() -> None:
 
 
 def test_a_circuit_opens_after_a_share_of_failures() -> None:
-    """One failure in two opens the circuit, one in three does not, and old failures do not count."""
+    """One failure in three does not open the circuit; four failures in a row do, even after many old successes."""
     time = Time()
     script = Script([DONE, DONE, DOWN] * 10)
     model = guarded(script, policy=GuardPolicy(attempts=1, failure_share=0.5, min_requests=4), time=time)
@@ -208,7 +208,7 @@ def test_a_circuit_opens_after_a_share_of_failures() -> None:
 
 
 def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
-    """Blocked questions do not open the circuit, because the model works; pages of a proxy and refused keys open it."""
+    """A blocked, cut-off or empty answer does not open the circuit; a page of a proxy or a wrong key opens it."""
     policy = GuardPolicy(attempts=1, min_requests=3)
     for reason in ("blocked", "cut_off", "empty", "refused"):
         assert "circuit_open" not in outcomes(guarded(Script([UnusableAnswer(reason, "no")]), policy=policy), 20)
@@ -230,7 +230,7 @@ def test_calls_do_not_wait_for_one_another() -> None:
 
 
 def test_the_circuit_s_state_is_a_metric() -> None:
-    """The metric of the circuit is 0 if closed and 2 if open."""
+    """The metric of the circuit is 0 if the circuit is closed, and 2 if it is open."""
     model = guarded(Script([DOWN]), policy=GuardPolicy(attempts=1, min_requests=2))
     assert REGISTRY.get_sample_value("rtfm_circuit_state", {"dependency": "gemini"}) == 0
     outcomes(model, 2)
@@ -243,7 +243,7 @@ def per_day(kind: str, amount: int) -> Limit:
 
 
 def test_a_used_up_budget_of_requests_spares_the_model() -> None:
-    """A budget of three requests a day allows three requests, including retries."""
+    """A budget of three requests a day allows three requests, and further questions do not reach the model."""
     script = Script([DONE])
     model = guarded(script, budget=Budget([per_day("requests", 3)]))
     assert outcomes(model, 5) == ["answered"] * 3 + ["over_budget"] * 2
@@ -251,7 +251,7 @@ def test_a_used_up_budget_of_requests_spares_the_model() -> None:
 
 
 def test_tokens_are_counted_as_the_model_counts_them() -> None:
-    """Tokens are counted as the model reports them: with 100 a question, a budget of 250 is used up after the third."""
+    """Tokens are counted as the model reports them: at 100 a question, 250 tokens are used up after three questions."""
     model = guarded(Script([DONE]), budget=Budget([per_day("tokens", 250)]))
     assert outcomes(model, 4) == ["answered"] * 3 + ["over_budget"]
 
@@ -300,7 +300,7 @@ def test_a_budget_is_restored_in_the_next_window() -> None:
 
 
 def test_a_refusal_by_the_budget_is_counted() -> None:
-    """A refusal by the budget is counted under the name of its limit."""
+    """If the budget refuses a question, the refusal is counted under the name of the limit."""
     labels = {"budget": "requests_per_day"}
     before = REGISTRY.get_sample_value("rtfm_model_budget_refusals_total", labels) or 0
     outcomes(guarded(Script([DONE]), budget=Budget([per_day("requests", 1)])), 3)
@@ -336,7 +336,7 @@ def test_the_model_of_the_settings_retries_against_the_real_form_of_the_api(sdk:
 
 
 def test_a_service_that_is_down_is_left_alone() -> None:
-    """R21 over HTTP: Of 50 questions, only the first few reach a server that is down."""
+    """R21 over HTTP: Of 50 questions, only the first five reach a server that is down."""
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as server:
         settings = evolve(Settings(), gemini_api_key=fake.KEY, gemini_api_endpoint=server.address, model_attempts=1)
         model = open_model(settings)
@@ -361,5 +361,5 @@ def test_an_openai_server_goes_before_gemini() -> None:
 
 
 def test_without_a_key_there_is_no_model() -> None:
-    """Without a key there is no model, and answers are extracts."""
+    """Without settings for a model, there is no model."""
     assert open_model(Settings()) is None

@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).parents[2]
 WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
 
 APT = "sudo apt-get update -q && sudo apt-get install "
-"""The beginning of a step that installs Debian packages, which a job may have beside its make target."""
+"""The beginning of a step that installs Debian packages; a job may have such a step beside its make target."""
 
 IN_ONE_RUN = {"test": {"test-unit", "test-integration"}}
 """Targets that do the work of several other targets in one run of pytest."""
@@ -33,7 +33,7 @@ def called(command: str) -> set[str]:
 
 
 def covered(names: set[str]) -> set[str]:
-    """``names`` and every target whose work they do."""
+    """Return ``names`` and every target whose work these targets do."""
     known = targets()
     parts = set().union(*(known.get(name, set()) | IN_ONE_RUN.get(name, set()) for name in names))
     return names | (covered(parts) if parts - names else parts)

@@ -18,7 +18,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
-    """A new home is closed whatever the umask, and its parents get the usual mode."""
+    """A new home is closed whatever the umask is, and the umask decides the mode of its parents."""
     before = os.umask(0)
     try:
         make_private(tmp_path / "a" / "home")
@@ -30,9 +30,9 @@ def test_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("was", [0o755, 0o701, 0o750, 0o777])
 def test_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: int) -> None:
-    """A home that is open is closed, and one line names the folder and both modes.
+    """A home that is open to other users is closed, and one log line names the folder and both modes.
 
-    A second call prints nothing.
+    A second call logs nothing.
     """
     tmp_path.chmod(was)
     with capture_logs() as lines:
@@ -55,7 +55,7 @@ def test_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> No
 def test_any_command_closes_a_home_that_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every command closes an open home, even if the command does not use it."""
+    """A command closes an open home, even if the command does not use the home."""
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
     monkeypatch.setenv("RTFM_HOME", str(home))

@@ -68,7 +68,7 @@ def test_a_foreign_file_is_named_with_the_place_in_it(document: Any, place: str,
 
 
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
-    """A missing file, and a file that is not text, are named in the error."""
+    """The error for a missing file, or for a file that is not text, names the file."""
     with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
         read_export(tmp_path / "none.json")
     picture = tmp_path / "picture.json"
@@ -98,7 +98,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str, tmp_path: Path) -> None:
-    """A broken message is left out with its position and the reason, and the other messages are read."""
+    """A broken message is left out, its position and the reason are reported, and the other messages are read."""
     read = read_export(write_export(tmp_path, export([entry(1), broken, entry(3)])))
     assert [message.message_id for message in read.messages()] == ["1001", "1003"]
     (left_out,) = read.left_out.first
@@ -107,9 +107,9 @@ def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str
 
 
 def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) -> None:
-    """An event has everything that a message has: milliseconds, nickname, reply, mentions and attachments.
+    """An event keeps milliseconds, nickname, reply, mentions and attachments of its message.
 
-    Mentions are in Discord's format.
+    In the event's content, mentions are in Discord's format.
     """
     document = export(
         [
@@ -138,9 +138,10 @@ def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) 
 
 
 def test_the_longest_matching_name_is_the_mentioned_one(tmp_path: Path) -> None:
-    """A mention is the longest name that matches.
+    """A mention means the member with the longest name that matches.
 
-    The names are not joined in one pattern, whose time would be their number times the length of the content.
+    The names are not joined in one pattern, because the time for this pattern would be the number of names times the
+    length of the content.
     """
     people = [{"id": str(i), "name": "x" * i} for i in range(1, 20)] + [{"id": "77", "name": "a@x"}]
     document = export([entry(1, content="@xxx @a@x @xxxy, @x @@xx @", mentions=people)])
@@ -174,14 +175,14 @@ def test_direct_messages_are_of_no_guild(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_becomes_a_character_that_can_be_sent(tmp_path: Path) -> None:
-    """Half of a surrogate pair, which UTF-8 cannot encode, is replaced, so that one message does not stop an import."""
+    """UTF-8 cannot encode half of a surrogate pair. The half is replaced, so that the import does not stop."""
     file = write_export(tmp_path, export([entry(1, content="a\ud800b")]))
     (message,) = read_export(file).messages()
     assert message.content == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Memory does not grow with the file, not even with parts that are skipped, because the file may be hostile."""
+    """A hostile file cannot exhaust memory, because memory does not grow with the file, not even with skipped parts."""
     file = write_export(tmp_path, export([entry(number) if number % 2 else {} for number in range(36_000)]))
     assert file.stat().st_size > 4_000_000
     tracemalloc.start()
@@ -205,7 +206,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_number_of_5000_digits_affects_only_its_message(place: str, why: str | None, tmp_path: Path) -> None:
-    """Only the message with a number of 5,000 digits, which Python refuses to parse, is left out.
+    """Python refuses to parse a number of 5,000 digits; only the message with such a number is left out.
 
     In a field that is not read, such a number does no harm.
     """
@@ -253,7 +254,7 @@ def test_many_names_in_a_long_message_take_no_time(tmp_path: Path) -> None:
 def test_an_export_was_observed_when_it_was_written(
     exported_at: dict[str, Any], observed_at: int | None, tmp_path: Path
 ) -> None:
-    """The messages of an export count as observed when it was written, so that newer reports of Discord prevail.
+    """The messages of an export count as observed when the export was written; newer reports of Discord prevail.
 
     If an export has no valid time, its messages have no time of observation.
     """

@@ -37,7 +37,7 @@ ODD = b"\x00\x00\x00\x00\x01" + b"\x01\x02\x00" + b"\x02\x02k\x08\x00" + b"\x04\
 
 
 def test_a_whole_record_is_read_whole() -> None:
-    """A valid record has no fault, and its values are those of its JSON."""
+    """A valid record has no fault, and all its values are returned in a form that can be written as JSON."""
     found = inspect(GOOD, SCHEMA or {})
     assert found.fault is None
     assert (found.fields["message_id"], found.fields["content"], found.fields["change"]) == ("1", "hello", "CREATED")
@@ -103,9 +103,9 @@ def test_the_inspection_finds_exactly_the_faults_of_the_codec(data: st.DataObjec
 
 
 def test_the_dump_shows_the_bytes_around_the_fault_and_points_at_it() -> None:
-    """The dump shows the bytes around the fault, and points at it.
+    """The dump shows the bytes around the fault, and a pointer marks the byte of the fault.
 
-    If the record is cut short, it points after the last byte.
+    If the record is cut short, the pointer is after the last byte.
     """
     lines = hex_dump(bytes(range(200)), 100)
     assert lines[0].startswith("  000030  30 31")

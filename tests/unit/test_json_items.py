@@ -78,7 +78,7 @@ def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path
     ],
 )
 def test_an_error_has_the_place_that_it_has_in_the_file(text: str, why: str, tmp_path: Path) -> None:
-    """An error has its position in the file, even far beyond the first piece."""
+    """The error for invalid JSON names the position of the fault in the file, even far beyond the first piece."""
     file = tmp_path / "file.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(NotJson) as caught:
@@ -93,7 +93,7 @@ def test_an_error_has_the_place_that_it_has_in_the_file(text: str, why: str, tmp
 
 
 def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None:
-    """Bytes that are not UTF-8 are named by their position, even after a piece that ends inside a character."""
+    """The error for bytes that are not UTF-8 names their position, even if a piece before ends inside a character."""
     file = tmp_path / "file.json"
     file.write_bytes(b'{"pad": "' + b"x" * 65_526 + "é".encode() + b"y" * 100 + b'\xff"}')
     with pytest.raises(NotJson, match=f"byte {9 + 65_526 + 2 + 100}: not UTF-8"):

@@ -1,4 +1,4 @@
-"""The rules of the judge: a run without faults breaks none, and each rule finds the faults that it is for."""
+"""The rules of the judge: a run without faults breaks no rule, and each rule finds the faults that it is for."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ BEFORE: list[tuple[str, str, Break]] = [
 
 @pytest.mark.parametrize(("rule", "what", "change"), BEFORE)
 def test_each_rule_finds_a_fault_of_the_run(run: KeptRun, rule: str, what: str, change: Break) -> None:
-    """Each rule finds a fault in what Kafka's files hold."""
+    """Each rule finds a fault in the content of Kafka's files."""
     change(run)
     run.conclude()
     found = verdict(run)
@@ -192,7 +192,7 @@ AFTER: list[tuple[str, str, Break]] = [
 
 @pytest.mark.parametrize(("rule", "what", "change"), AFTER)
 def test_each_rule_finds_a_fault_in_the_results(run: KeptRun, rule: str, what: str, change: Break) -> None:
-    """Each rule finds a difference between Kafka's files and what a reader got or the archive holds."""
+    """Each rule finds a difference of Kafka's files from the records that a reader got or from the archive."""
     run.conclude()
     change(run)
     found = verdict(run)
@@ -201,7 +201,7 @@ def test_each_rule_finds_a_fault_in_the_results(run: KeptRun, rule: str, what: s
 
 
 def test_an_answer_that_was_begun_before_the_deletion_was_committed_may_quote_it(run: KeptRun) -> None:
-    """An answer that was begun before a deletion was committed may quote the message.
+    """An answer that was begun before a deletion was committed may quote the deleted message.
 
     The processor could not have known of the deletion.
     """
@@ -270,7 +270,7 @@ def test_two_records_of_one_question_count_once(run: KeptRun) -> None:
 
 
 def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
-    """A tool may move positions back, and each time a question may be answered once more."""
+    """A tool may move positions back; for each such move, a question may be answered once more."""
     run.position(ANSWER, QUERIES, 2)
     run.note("tool", what="reset-offsets", group=ANSWER)
     run.position(ANSWER, QUERIES, 1, ends=None)
@@ -298,9 +298,10 @@ def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
 
 
 def test_a_forged_record_has_one_dead_letter(run: KeptRun) -> None:
-    """An invalid record that a run adds on purpose has one dead letter.
+    """If a run adds an invalid record on purpose, the record must have one dead letter.
 
-    The record counts as neither message nor question. While the record is unfinished, it has no dead letter.
+    The record counts as neither message nor question. As long as the record is unfinished, its dead letter may be
+    missing.
     """
     forge(run)
     run.conclude()

@@ -50,9 +50,9 @@ def test_records_after_an_open_transaction_are_not_expected(run: KeptRun) -> Non
 
 
 def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
-    """A torn end of a segment is reported and breaks no rule.
+    """An incomplete batch at the end of a segment is reported, and breaks no rule.
 
-    A killed broker leaves such an end, and cuts it off when the broker starts again.
+    A killed broker leaves such a batch, and removes it at its next start.
     """
     run.conclude()
     log = run.logs[LETTERS, 1]
@@ -63,7 +63,7 @@ def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
 
 
 def without_newline(run: KeptRun) -> None:
-    """Cut the last line of the history in half."""
+    """Cut off the end of the last line of the history."""
     path = run.folder / "history.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
 
@@ -195,7 +195,7 @@ def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -
 
 
 def test_the_judge_shares_no_code_with_what_it_judges() -> None:
-    """No file of the judge imports rtfm, the command line or other tests, and running the judge loads none of them."""
+    """No file of the judge imports rtfm or other tests, and importing the judge loads neither rtfm nor rtfm_cli."""
     allowed = {"tests", "cramjam", "numpy", "attrs", "fastavro", *sys.stdlib_module_names}
     for path in PACKAGE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

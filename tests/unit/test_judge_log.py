@@ -1,4 +1,4 @@
-"""The judge's parser on bytes made by hand, as a healthy Kafka does not write them."""
+"""The judge's parser with bytes made by hand, some of which no healthy Kafka writes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_checksum_is_that_of_rfc_3720(data: bytes, checksum: int) -> None:
 
 @given(st.binary(min_size=4, max_size=2000))
 def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes) -> None:
-    """The checksum, which uses tables, equals that of the bitwise definition for any bytes."""
+    """The checksum is computed with tables, and equals that of the bitwise definition for any bytes."""
     remainder = 0xFFFFFFFF
     for byte in data:
         remainder ^= byte
@@ -59,7 +59,7 @@ def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes
 def test_any_record_is_read_as_it_was_written(
     records: list[tuple[bytes | None, bytes | None, dict[str, bytes]]],
 ) -> None:
-    """Any record is read as it was written, with missing and empty keys, values and headers."""
+    """A record is read as it was written, even if its key, value or headers are missing or empty."""
     packed = [record(key, value, [*headers.items()], delta=n) for n, (key, value, headers) in enumerate(records)]
     with tempfile.TemporaryDirectory() as folder:
         found = log(Path(folder), batch(0, packed, at_ms=5) if packed else b"")
@@ -104,14 +104,14 @@ def test_a_transaction_continues_in_the_next_segment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [1, 20, 60, 61, 69])
 def test_a_last_batch_that_is_not_whole_is_left_out_and_reported(tmp_path: Path, left: int) -> None:
-    """An incomplete last batch, left by a broker that was killed during a write, is left out and reported."""
+    """If a broker was killed during a write, its last batch is incomplete. This batch is left out and reported."""
     found = log(tmp_path, single(0) + single(1)[:left])
     assert [r.offset for r in found.records] == [0]
     assert found.torn == f"some-topic-4/{0:020}.log ends in an incomplete batch: {left} bytes from byte 70"
 
 
 def test_zeros_at_the_end_are_left_out_and_reported(tmp_path: Path) -> None:
-    """Zeros at the end, as some file systems leave them after a loss of power, are left out and reported."""
+    """After a loss of power, some file systems leave zeros at the end. The zeros are left out and reported."""
     found = log(tmp_path, single(0) + bytes(500))
     assert ([r.offset for r in found.records], "500 bytes" in (found.torn or "")) == ([0], True)
 
@@ -125,7 +125,7 @@ def flipped(data: bytes, at: int) -> bytes:
 def test_a_bad_batch_before_a_whole_one_is_unreadable(tmp_path: Path, at: int) -> None:
     """A bad batch before a valid one makes the log unreadable.
 
-    The fault is in the length, version, checksum, header or records of the batch.
+    In the test, the fault is in the length, version, checksum, header or records of the batch.
     """
     with pytest.raises(Unreadable, match="is unreadable at byte 0, but a complete batch follows at byte 70"):
         log(tmp_path, flipped(single(0), at) + single(1))
@@ -153,7 +153,7 @@ def test_an_offset_that_comes_again_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_records_that_are_not_what_the_batch_says_are_unreadable(tmp_path: Path) -> None:
-    """Records that contradict their batch make the log unreadable, even with a valid checksum."""
+    """Records that contradict their batch make the log unreadable, even if the checksum is valid."""
     for number, data in enumerate(
         (single(0, attributes=4), single(0, attributes=1), batch(0, [b"\x40"]), batch(0, [b""]))
     ):
@@ -164,7 +164,7 @@ def test_records_that_are_not_what_the_batch_says_are_unreadable(tmp_path: Path)
 
 
 def test_an_unknown_compression_and_an_unknown_marker_are_unreadable(tmp_path: Path) -> None:
-    """An unknown compression or kind of marker, as later versions of Kafka may have, makes the log unreadable."""
+    """An unknown compression or kind of marker makes the log unreadable; a later Kafka may write one."""
     with pytest.raises(Unreadable, match="an unknown compression type"):
         log(tmp_path, single(0, attributes=7))
     (tmp_path / "some-topic-4").rename(tmp_path / "other")
@@ -195,7 +195,7 @@ def test_a_folder_without_segments_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_snappy_of_the_java_client_is_read(tmp_path: Path) -> None:
-    """Snappy data of the Java client, which writes several blocks after magic bytes, can be read."""
+    """The Java client writes Snappy data as several blocks after magic bytes. Such data can be read."""
     blocks = [bytes(cramjam.snappy.compress_raw(part)) for part in (b"hello ", b"world")]
     data = b"\x82SNAPPY\x00" + struct.pack(">ii", 1, 1) + b"".join(struct.pack(">i", len(b)) + b for b in blocks)
     assert decompress("snappy", data) == b"hello world"

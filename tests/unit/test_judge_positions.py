@@ -1,4 +1,4 @@
-"""The positions that the judge reads from __consumer_offsets, in order of effect, and their finished maps."""
+"""The positions that the judge reads from __consumer_offsets, in order of their effects, and their finished maps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_values_of_each_version_are_read(run: KeptRun, version: int) -> None:
 
 
 def test_keys_of_other_versions_are_no_positions(run: KeptRun) -> None:
-    """Keys of other versions, which are those of groups and members, are not positions."""
+    """Records whose keys have other versions are about groups and members, and are not read as positions."""
     run.logs[OFFSETS, 3].append(b"\0\2\0\3abc", b"\0\3", at_ms=1)
     assert positions(run) == []
 
@@ -84,7 +84,7 @@ def test_a_transaction_takes_effect_at_its_marker(run: KeptRun) -> None:
 def test_a_newer_position_is_not_replaced_by_an_older_record(run: KeptRun) -> None:
     """A position does not replace the position of a newer record.
 
-    The coordinator ignores a committed position whose record is older than that of the current position.
+    The coordinator ignores a committed position whose record is older than the record of the current position.
     """
     run.position(ANSWER, QUERIES, 1, ends="open", producer=1)
     run.position(ANSWER, QUERIES, 2, ends=None)
@@ -93,7 +93,7 @@ def test_a_newer_position_is_not_replaced_by_an_older_record(run: KeptRun) -> No
 
 
 def test_a_tombstone_removes_the_position_and_pending_ones(run: KeptRun) -> None:
-    """A tombstone removes the position and those in open transactions, and later commits set it again."""
+    """A tombstone removes the position, also from open transactions; a later commit sets a position again."""
     run.position(ANSWER, QUERIES, 1)
     run.position(ANSWER, QUERIES, 2, ends="open", producer=1)
     run.position(ANSWER, QUERIES, None, ends=None)
@@ -133,9 +133,9 @@ _SETS = st.tuples(st.integers(0, 8), st.sets(st.integers(1, 24)))
 def test_the_first_lost_offset_is_the_lowest_that_is_unfinished_again(
     before: tuple[int, set[int]], after: tuple[int, set[int]]
 ) -> None:
-    """The first lost offset is the lowest one that was finished before and is unfinished after.
+    """The first lost offset is the lowest one that is finished in the first position and unfinished in the second.
 
-    The result is compared with sets of offsets.
+    The test computes the expected offset with sets.
     """
     found, offsets = [], []
     for position, ahead in (before, after):

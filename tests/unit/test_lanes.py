@@ -87,7 +87,7 @@ def collect_results(lanes: Lanes, count: int) -> list[Finished]:
 
 
 def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
-    """A record waits for earlier records of its key, and delays no other key."""
+    """A record waits for earlier records of its key, and delays no record of another key."""
     part, others_done = PartitionState(0), threading.Event()
     handling = Handling(lambda message: message.number or others_done.wait(30))
     with pool(handling) as lanes:
@@ -109,7 +109,7 @@ def test_batches_are_of_one_assignment_and_in_order() -> None:
 
 
 def test_a_suspect_makes_batches_of_one_record() -> None:
-    """While there is a suspect, batches have one record, so that a crash identifies the record."""
+    """While there is a suspect, each batch has one record, so that a crash shows which record caused it."""
     careful = Quarantine()
     careful.is_active = True
     with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
@@ -128,7 +128,7 @@ def test_records_of_a_lost_partition_are_not_handled() -> None:
 
 
 def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
-    """A slow pool gets two tasks for each thread, and a fast pool more, so that no transaction leaves it idle."""
+    """A slow pool gets few tasks, and a fast pool gets more, so that the pool is not idle during a transaction."""
     part, now_s, hold = PartitionState(0), [0.0], threading.Event()
     hold.set()
     handling = Handling(lambda _: hold.wait(30))

@@ -35,7 +35,7 @@ def test_a_hundred_dead_letters_in_a_row_are_too_many() -> None:
 def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_seen() -> None:
     """More than half of the last thousand records reach the limit, after at least two hundred records.
 
-    Dead letters among the first records do not count yet, and old results are dropped.
+    With fewer records, no share reaches the limit. Results from before the last thousand are dropped.
     """
     pattern = [0, 2, 1] + [2, 1] * 65  # two of three records are dead letters, and never many in a row
     assert LIMIT.limit_reason(tally(*pattern)) is None
@@ -57,7 +57,7 @@ def test_a_refused_record_no_longer_counts_as_handled(before: tuple[int, ...], a
 
 
 def test_zero_is_no_limit() -> None:
-    """A limit of zero is no limit, for each of the two limits."""
+    """A limit of zero does not apply; if one of the two limits is zero, the other one still applies."""
     bad = tally(0, 1000)
     assert DeadLetterPolicy(max_consecutive=0, max_share=0).limit_reason(bad) is None
     assert DeadLetterPolicy(max_consecutive=0).limit_reason(bad) is not None
@@ -91,6 +91,6 @@ def test_the_metadata_holds_the_finished_map_and_the_tally() -> None:
 
 
 def test_a_tally_of_another_form_stops_the_processor() -> None:
-    """A tally of another form ends the processor, because it must not be treated as a missing one."""
+    """A tally in an unknown format is an error, because it must not be treated as a missing tally."""
     with pytest.raises(ConfigError):
         PartitionState.from_position(0, 5, "1.many")

@@ -1,7 +1,8 @@
 """The time that a text from outside takes grows no faster than the length of the text.
 
-The tests find every pattern of the packages, and every pure function that takes a text, so that new ones are tested
-without being listed. They compare the CPU times of texts of different lengths, and take the best of five tries.
+The tests find the patterns of the packages, and the functions whose first parameter is such a text, so that new
+patterns and functions are tested without being listed. They compare CPU times for texts of different lengths. If the
+first comparison is over the limit, the best of five tries counts.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not i
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """The time of each pattern grows with the length of the text.
+    """The time of no pattern grows faster than the length of the text.
 
-    A run of line feeds or dashes in one message once stopped a processor.
+    The time for a run of line feeds or dashes in one message once stopped a processor.
     """
     pattern = PATTERNS[name]
 
@@ -214,14 +215,14 @@ OTHERS: dict[str, Callable[[str], object]] = {
     "sources.select_usable": lambda text: sources.select_usable([passage([said("ada", text)])], _query(text)),
     "attachments": _file,
 }
-"""Functions that are not found by parameter name, each wrapped so that it takes a text alone."""
+"""Functions that are not found by parameter name; each is wrapped so that it takes only a text."""
 
 FUNCTIONS = {**_functions(), **OTHERS}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """The time of each function that reads a message, question, name or answer grows with the length of the text."""
+    """No function takes time that grows faster than the length of the message, question, name or answer."""
     assert superlinear(FUNCTIONS[name]) == []
 
 
@@ -258,7 +259,7 @@ def test_exceptions_name_existing_patterns() -> None:
 
 
 def test_the_measure_detects_slow_patterns() -> None:
-    """The measure finds the patterns that once stopped a processor, and accepts a plain one."""
+    """The measure finds the patterns that once stopped a processor, and accepts a linear pattern."""
     for pattern in (
         re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE),
         re.compile(r"[\w.-]*[\w+~]"),

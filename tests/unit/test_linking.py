@@ -27,7 +27,7 @@ def said(number: int, author: str, content: str, **fields: object) -> StoredMess
 
 
 def test_two_talks_at_once_are_two_conversations() -> None:
-    """Of two simultaneous conversations, a message joins that of its addressee, not that of the previous message."""
+    """Of two simultaneous conversations, a message joins that of its addressee, not that of the message before it."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -108,9 +108,9 @@ def test_threads_and_posts_are_one_conversation_each() -> None:
 
 
 def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
-    """Batches do not change the links of long conversations, because the last 200 messages are enough context.
+    """The cuts between batches do not change the links of long conversations; 200 messages are enough context.
 
-    The messages also have names in their text.
+    In the test, some messages begin with a name.
     """
     rng = random.Random(5)
     words = ["ntfs", "disk", "sound", "card", "apt", "kernel", "try", "no", "why?"]
@@ -126,7 +126,7 @@ def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
 
 
 def test_a_name_that_is_also_a_word_does_not_address() -> None:
-    """A member's name that is a common word does not address the member."""
+    """If a member's name is a common word, this word does not address the member."""
     talk = [said(n, "1", "the kernel panics, which kernel is it?") for n in range(1, 6)]
     named = attrs.evolve(said(6, "2", "sound is silent"), author_name="kernel")
     linked = link([*talk, named, said(7, "1", "kernel five it is")])
@@ -134,7 +134,7 @@ def test_a_name_that_is_also_a_word_does_not_address() -> None:
 
 
 def test_each_weight_is_that_of_a_feature() -> None:
-    """Each weight has the name of a feature, because a misspelled one would have no effect."""
+    """The weights have the names of the features; a weight with a misspelled name would have no effect."""
     rng = random.Random(6)
     window = Window()
     computed: set[str] = set()

@@ -1,4 +1,4 @@
-"""Links as Discord detects them, and text without unknown links."""
+"""Links as Discord detects them, and the removal of unknown links."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_no_address_hides_behind_words(text: str) -> None:
 
 
 def test_words_and_address_of_a_known_link_are_both_shown() -> None:
-    """A known link is shown as words and address; if the words are the address, it is shown once."""
+    """A known link is shown as words and address; if the words are the address, the address is shown once."""
     assert remove_unknown_links(f"see [the [old] docs]({DOCS}).", {DOCS}) == f"see the [old] docs {DOCS}."
     assert remove_unknown_links(f"[{DOCS}]({DOCS})", {DOCS}) == DOCS
     assert remove_unknown_links(f"[a]({DOCS}).evil.example", {DOCS}) == f"a {DOCS} .evil.example"
@@ -99,7 +99,7 @@ _PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.e
 def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
     """Of any text, only known links are left, and all of them are visible.
 
-    The test finds links with another pattern than the code.
+    The test also finds links with its own pattern, which differs from the code's pattern.
     """
     shown = remove_unknown_links(text, {DOCS})
     assert addresses(shown) <= {DOCS}

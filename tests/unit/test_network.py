@@ -17,7 +17,7 @@ from tests.network import CLEAR, RETRANSMISSION_S, Conditions, Proxy
 from tests.streams import eventually
 
 SILENT_S = 0.3
-"""Seconds without any data that count as silence."""
+"""If no data arrives for this many seconds, a connection counts as silent."""
 
 
 @frozen
@@ -73,7 +73,7 @@ def connected(proxy: Proxy) -> socket.socket:
 
 
 def exchange(connection: socket.socket, data: bytes) -> bytes:
-    """Send ``data``, and return the echo, or less of it if the connection is closed."""
+    """Send ``data``, and return the echo, or a part of the echo if the connection is closed."""
     connection.sendall(data)
     return receive(connection, len(data))
 
@@ -99,7 +99,7 @@ def is_silent(connection: socket.socket) -> bool:
 
 
 def test_data_and_the_end_of_a_stream_pass(echo: Echo, proxy: Proxy) -> None:
-    """Any amount of data passes in both directions, and the end of one direction leaves the other open."""
+    """A megabyte of data passes in both directions, and the end of one direction leaves the other one open."""
     data = bytes(range(256)) * 4000
     with connected(proxy) as connection:
         sender = threading.Thread(target=connection.sendall, args=(data,))
@@ -115,7 +115,7 @@ def test_data_and_the_end_of_a_stream_pass(echo: Echo, proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_latency_delays_each_piece_by_itself(proxy: Proxy, way: str) -> None:
-    """Each piece has the same delay, however many there are, and no piece overtakes another."""
+    """Each piece is delayed by itself, so that the delays do not add up, and no piece overtakes another."""
     proxy.set_conditions(**{way: Conditions(latency_s=0.3, jitter_s=0.1)})
     with connected(proxy) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -166,7 +166,7 @@ def test_a_held_direction_keeps_data_and_ends_until_it_heals(echo: Echo, proxy: 
 
 
 def test_data_of_a_closed_client_is_delivered_after_healing(echo: Echo, proxy: Proxy) -> None:
-    """Held data of a client that closed its connection reaches the server after healing, followed by the end."""
+    """If a client closes while its data is held, the data and then the end reach the server after healing."""
     with connected(proxy) as connection:
         assert exchange(connection, b"before") == b"before"
         proxy.set_conditions(up=Conditions(held=True))
@@ -180,7 +180,7 @@ def test_data_of_a_closed_client_is_delivered_after_healing(echo: Echo, proxy: P
 def test_a_cut_network_is_silent_for_old_and_new_connections(echo: Echo, proxy: Proxy) -> None:
     """While the network is cut, connections from before the cut and new ones are silent.
 
-    Healing restores the old connection. The new one is reset, and its data never reaches the server.
+    Healing restores the old connections. The new connections are reset, and their data does not reach the server.
     """
     with connected(proxy) as old:
         assert exchange(old, b"before") == b"before"
@@ -311,7 +311,7 @@ def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> No
 
 
 def test_a_late_request_whose_client_stays_away_is_delivered_all_the_same(echo: Echo) -> None:
-    """A late request whose client does not come back is delivered after its longest delay."""
+    """If its client does not come back, a late request is delivered after its longest delay."""
     with KafkaProxy(echo.port) as proxy, connected(proxy) as old:
         late = LateRequest(picks=lambda r: api_of(r) == 28, until=lambda r: api_of(r) == 26, at_most_s=0.1)
         proxy.make_late(late)

@@ -1,4 +1,4 @@
-"""The files around the code agree with it: generated pages, locks, the compose file and documented commands."""
+"""The files around the code agree with the code: generated pages, locks, the compose file, documented commands."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def test_compose_runs_the_chroma_that_the_client_was_tested_with() -> None:
 
 
 def test_compose_gives_only_settings_that_exist() -> None:
-    """The compose file sets only variables that exist, because a misspelled one would be silently ignored."""
+    """The compose file sets only variables that exist, because a misspelled variable would be ignored."""
     known = {variable for _, variable, _, _, _ in settings.describe()}
     for name in ("init", "message-processor", "bot"):
         assert set(compose()["services"][name]["environment"]) <= known
 
 
 def test_compose_passes_every_setting_to_the_service_that_reads_it() -> None:
-    """The compose file passes each setting of .env to the service that reads it."""
-    # Settings that belong to one replica or to the image: its folders and its port.
+    """The compose file passes each setting of .env to the processor or the bot, except those of one replica."""
+    # These settings belong to one replica or to the image.
     own = {"RTFM_HOME", "RTFM_INSTANCE_ID", "RTFM_SCHEMAS_DIR", "RTFM_EMBEDDING_MODEL_DIR"}
     own |= {"METRICS_HOST", "METRICS_PORT"}
     services = compose()["services"]

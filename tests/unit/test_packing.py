@@ -17,7 +17,7 @@ def test_passages_near_the_best_one_are_ranked_higher() -> None:
 
 
 def test_a_message_that_does_not_fit_makes_room_for_shorter_ones() -> None:
-    """A message that does not fit is left out for shorter ones, the limit holds, and no message is repeated."""
+    """If a message does not fit, shorter ones are taken instead; the limit holds, and no message is repeated."""
     long = said("ada", "word " * 9, message_id="1")
     short = said("bo", "two words", message_id="2")
     packed = pack([passage([long, short]), passage([short, said("cy", "three more words", message_id="3")], 0.5)], 6)

@@ -55,7 +55,7 @@ def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType
 
 
 def test_pages_show_the_examples_as_their_files_have_them(generate: ModuleType) -> None:
-    """docs/contracts.md shows its example as in the file, but without the docstring, which the page's text replaces."""
+    """docs/contracts.md shows its example as it is in the file, but without the docstring of that file."""
     page = generate.page_with_examples("docs/contracts.md")
     _, _, source = (CHECKOUT / "examples" / "write_message.py").read_text(encoding="utf-8").split('"""', 2)
     assert f"```python\n{source.lstrip()}```\n" in page

@@ -20,7 +20,7 @@ def test_metadata_of_another_form_stops_the_processor(metadata: str) -> None:
 
 
 def test_records_out_of_order_stop_the_processor() -> None:
-    """A record whose offset is not above that of the previously polled record ends the processor."""
+    """If the offset of a record is not above that of the record polled before it, an error is raised."""
     part = PartitionState(number=0)
     assert part.admit(5)
     with pytest.raises(RtfmError, match="offset 5 after 5"):
@@ -30,7 +30,7 @@ def test_records_out_of_order_stop_the_processor() -> None:
 def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
     """A consumer outside a group is recognised, because a broker would accept its offsets unchecked.
 
-    The test fails if librdkafka changes the format of these bytes.
+    The test fails if librdkafka changes the format of the bytes that describe a member.
     """
     consumer = Consumer({"bootstrap.servers": "localhost:1", "group.id": "none", "log_level": 0})
     assert not is_member(consumer.consumer_group_metadata())
@@ -38,7 +38,7 @@ def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
 
 
 def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
-    """The member id is between the group's name and the instance id in librdkafka's bytes.
+    """In the bytes by which librdkafka describes a member, the member id is between group name and instance id.
 
     A consumer outside a group has no member id.
     """
@@ -91,7 +91,7 @@ def test_a_record_below_the_start_of_an_assignment_stops_the_processor() -> None
 
 
 def test_a_negative_offset_is_not_a_position() -> None:
-    """A negative offset, by which a coordinator says "no offset", is an error and never becomes 0."""
+    """A negative offset means "no offset"; as a position it is an error, and it does not become 0."""
     with pytest.raises(ConfigError, match="-1001 is not an offset"):
         PartitionState.from_position(0, -1001, "")
 
@@ -137,7 +137,7 @@ def test_awaited_records_do_not_fill_a_partition() -> None:
 
 
 def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
-    """After a restart, the restored finished records are skipped even when the position has moved on."""
+    """After a restart, records that are finished in the restored map are skipped even if the position moves on."""
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.admit(10)
     part.finish(10)
@@ -148,7 +148,7 @@ def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
 def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
     """The number of records that retention removed does not include finished ones.
 
-    In the test, twelve offsets from the position are removed. Of these, two were unfinished and two never polled.
+    In the test, the offsets 10 to 21 are removed. Of these, two were unfinished and two were never polled.
     """
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.count_unfinished_below(22) == 4

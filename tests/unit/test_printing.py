@@ -1,4 +1,4 @@
-"""Commands print data as text, so that it cannot control the terminal or format the output."""
+"""Commands print data as text, so that the data cannot control the terminal or format the output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_plain_text_is_unchanged() -> None:
 
 
 def test_an_escape_shows_what_was_there() -> None:
-    """An escape shows the character that it replaces, because a reader of a dead letter needs to see its bytes."""
+    """An escape shows which character it replaces, because a reader of a dead letter needs to see the bytes."""
     assert escape_unprintable("a\x1b\x9b\u202e\n") == r"a\x1b\x9b\u202e\n"
 
 
@@ -85,7 +85,7 @@ def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureF
 
 
 def test_every_command_prints_through_these_functions() -> None:
-    """Commands print and build table cells only through the modules printing and tables."""
+    """Commands outside rtfm_cli.dlq print and build table cells only through the modules printing and tables."""
     found = []
     for path in sorted(CLI.glob("*.py")):
         if path.name in ("printing.py", "tables.py"):

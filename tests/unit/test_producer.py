@@ -79,7 +79,7 @@ def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailabl
 def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """When the producer closes, each record that it took is reported once as failed, and no refused record is."""
+    """When the producer closes, each record that it took is reported once as failed; a refused record is not."""
     reports = Reports()
     producer = EventProducer(evolve(stalled, kafka_delivery_timeout_s=0.2), contracts)
     taken = 0
@@ -140,7 +140,7 @@ def grown_bytes(action: Callable[[int], None], count: int) -> int:
 
 
 def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
-    """Failed deliveries that nobody asks about are not kept, because a service never flushes and would keep them all.
+    """If nobody asks about failed deliveries, they are not kept; a service never flushes, and would keep them all.
 
     80,000 failures of 100 bytes each would take 8 MB.
     """

@@ -53,7 +53,7 @@ def test_a_reply_of_another_form_is_malformed(reply: str) -> None:
 
 
 def test_a_reply_is_parsed() -> None:
-    """A reply is parsed into its answer, the numbers of its sources, and its verdict whether they suffice."""
+    """A reply is parsed into its answer, the numbers of its sources, and its verdict whether the sources suffice."""
     reply = parse('{"answer": "Set it [1].", "cited": [1], "sufficient": true}')
     assert (reply.answer, list(reply.cited), reply.sufficient) == ("Set it [1].", [1], True)
 
@@ -70,7 +70,7 @@ def test_message_text_stays_data_in_the_document() -> None:
 
 
 def test_sources_carry_author_and_date() -> None:
-    """Sources have author and date, so that the model can prefer the newest."""
+    """The messages of a source have author and date, so that the model can prefer the newest message."""
     (shown,) = json.loads(build("how?", [source("like this")]).document)["sources"]
     assert shown == {"number": 1, "messages": [{"author": "tallow", "date": "2026-03-02", "text": "like this"}]}
 
@@ -114,7 +114,7 @@ def test_a_rewritten_question_is_read() -> None:
 
 
 def test_repeated_instructions_are_recognised() -> None:
-    """Eight consecutive words of the instructions are recognised in any text, in any case and with any punctuation.
+    """Eight consecutive words of the instructions are recognised in a text, whatever its case and punctuation are.
 
     An ordinary answer does not contain eight such words.
     """

@@ -63,7 +63,7 @@ def assigned_partition(number: int, *unfinished: int, committed: int = 0) -> Par
 def test_all_that_was_being_handled_is_suspected_and_nothing_of_it_is_blamed(file: Path) -> None:
     """All records that were being handled in a crash are suspects, and the crash counts for none of them.
 
-    Any of them may be the cause, whether it was in a batch with others or alone in another pipeline.
+    Any of them may be the cause, the records of a batch as well as the single record of another pipeline.
     """
     crash_while_handling(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
     assert suspects(file) == {("g", 0, 5): 0, ("g", 0, 6): 0, ("g", 0, 7): 0, ("other group", 2, 40): 0}
@@ -107,9 +107,9 @@ def test_records_finished_before_the_crash_are_not_suspects(file: Path) -> None:
 
 
 def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> None:
-    """An unhandled exception of a handler counts as a crash of its record, and the fourth one makes a dead letter.
+    """An unhandled exception of a handler counts as a crash of its record, and the fourth such crash is fatal.
 
-    An exception in a batch makes all its records suspects, and counts for none of them.
+    An exception for a batch makes all records of the batch suspects, and counts for none of them.
     """
     with CrashJournal(file) as journal:
         assert journal.count_defect("g", 0, 5, 6) is False
@@ -137,7 +137,7 @@ def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> No
     """The quarantine lasts as long as this process has an unfinished suspect, and then ends."""
     crash_while_handling(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
     with CrashJournal(file) as journal:
-        assert not journal.is_active  # no suspect is assigned
+        assert not journal.is_active  # no partition of a suspect is assigned
         part = assigned_partition(0, 5, 6)
         journal.review("g", [part])
         assert journal.is_active
@@ -163,7 +163,7 @@ def test_records_that_another_processor_finished_are_no_longer_suspects(file: Pa
 def test_a_fatal_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
     """A fatal record stays in the journal until its dead letter is committed.
 
-    If the process crashed before the commit, the next one would otherwise handle the record again.
+    Otherwise, after a crash before this commit, the next process would handle the record again.
     """
     crash_while_handling(file, ("g", 0, 5, 5))
     for _ in range(FATAL_CRASHES):
@@ -179,7 +179,7 @@ def test_a_fatal_record_stays_known_until_its_dead_letter_is_committed(file: Pat
 
 
 def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(file: Path) -> None:
-    """While a suspect is unfinished, the process handles one record at a time, over all its pipelines."""
+    """While a suspect is unfinished, the process handles one record at a time, in all its pipelines together."""
     crash_while_handling(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
         journal.review("g", [assigned_partition(0, 5)])
@@ -200,7 +200,7 @@ def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(fil
 
 
 def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
-    """A thread that waits for its turn gives up when the service stops; its record is read at the next start."""
+    """When the service stops, a thread that waits for its turn gives up; its record is read again at the next start."""
     crash_while_handling(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
         journal.review("g", [assigned_partition(0, 5)])

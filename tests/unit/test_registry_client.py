@@ -19,7 +19,7 @@ Write = Callable[[bytes], object]
 
 @contextmanager
 def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[RegistryClient]:
-    """Yield a client of a server that returns ``answer`` to every request."""
+    """Yield a client of a server whose function ``answer`` writes the body of each response."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -74,7 +74,7 @@ def test_a_list_of_versions_without_end_is_a_named_error() -> None:
 
 
 def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> None:
-    """A small answer that decompresses to a large one is not decompressed completely."""
+    """If a small response would decompress to a large one, it is not decompressed completely."""
     packed = gzip.compress(b"x" * 50 * MAX_ANSWER_BYTES)
     with registry(lambda write: write(packed), Content_Encoding="gzip") as client:
         with pytest.raises(UnknownSchema, match="more than"):
@@ -82,7 +82,7 @@ def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> N
 
 
 def test_an_answer_of_a_usual_length_is_read_whole() -> None:
-    """An answer of the usual length is read completely, because the limit is far above every schema here."""
+    """A response with a schema of 200,000 characters is read completely, because this is below the limit."""
     schema = {"type": "record", "name": "A", "fields": [{"name": "x", "type": "string", "doc": "d" * 200_000}]}
     body = json.dumps({"schema": json.dumps(schema)}).encode()
     with registry(lambda write: write(body)) as client:

@@ -50,9 +50,9 @@ def with_length(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize(("level", "wrong"), [(25, False), (29, False), (30, True), (33, True), (34, False)])
 def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool) -> None:
-    """Brokers of Kafka 4.3 and 4.4, which may leave transactions open, are recognised by the level of a feature.
+    """Brokers of Kafka 4.3 and 4.4 may leave transactions open. They are recognised by the level of a feature.
 
-    The response may list other features first.
+    In the response, another feature comes before this feature.
     """
     with broker(with_length(answer(level))) as port:
         assert read_metadata_level("127.0.0.1", port, 2) == level
@@ -79,7 +79,7 @@ def test_the_first_broker_that_answers_decides() -> None:
     ids=["closed", "a byte", "empty", "cut off", "another feature", "endless number", "another protocol"],
 )
 def test_an_unknown_answer_is_not_a_defect(raw: bytes) -> None:
-    """An unknown answer is ignored, because other checks find servers that are not brokers."""
+    """An unknown response is ignored, because other checks find servers that are not brokers."""
     with broker(raw) as port:
         with pytest.raises((ValueError, OSError)):
             read_metadata_level("127.0.0.1", port, 2)

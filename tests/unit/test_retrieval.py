@@ -1,4 +1,4 @@
-"""A search that the failure of a store interrupts."""
+"""A search during which a store fails."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rtfm.knowledge.retrieval import Retriever
 
 
 def test_a_search_that_fails_before_it_knows_the_collection_says_so() -> None:
-    """A search that fails before it knows the collection raises the error, and is not repeated.
+    """If a search fails before it knows the collection, the error is raised, and the search is not repeated.
 
-    Only a search whose collection was replaced meanwhile is repeated.
+    A search is repeated only if its collection was replaced meanwhile.
     """
     failures = iter([Unavailable("PostgreSQL", "no answer")])
 

@@ -21,7 +21,7 @@ def documents() -> list[dict[str, Any]]:
 
 
 def test_every_message_is_imported() -> None:
-    """Every message of the sample is imported: one guild of a few hundred messages."""
+    """Every message of the sample is imported; the sample is one guild with at least 200 messages."""
     exports = [read_export(path) for path in demo.exports()]
     assert [export.left_out.count for export in exports] == [0] * len(exports)
     assert sum(export.count for export in exports) >= 200
@@ -29,7 +29,7 @@ def test_every_message_is_imported() -> None:
 
 
 def test_ids_hold_their_times() -> None:
-    """Each id is unique, and is a snowflake of its message's time."""
+    """Each id is unique, and is a snowflake that contains the time of its message."""
     messages = [message for document in documents() for message in document["messages"]]
     for message in messages:
         written_ms = round(datetime.fromisoformat(message["timestamp"]).timestamp() * 1000)

@@ -15,7 +15,7 @@ import pytest
 from rtfm.scrubbing import EMAIL_REMOVED, SECRET_REMOVED, scrub
 from tests.hostile import repeated, slow_on
 
-# The parts are joined here, so that secret scanners do not report them.
+# Each secret is joined from parts, so that secret scanners do not report it.
 SECRETS = [
     "M" + "a" * 23 + "." + "b" * 6 + "." + "c" * 38,
     "AIza" + "x" * 35,
@@ -100,8 +100,8 @@ def fill_template(template: str, chance: random.Random) -> tuple[str, str]:
     def draw(match: re.Match[str]) -> str:
         signs = _SIGNS[match[1]]
         text = "".join(chance.choices(signs, k=int(match[2])))
-        # Fewer than one such secret in a thousand lacks a digit, a lower-case or an upper-case letter. No token ends
-        # with - or _.
+        # Fewer than one such secret in a thousand lacks a digit, a lower-case or an upper-case letter, so one of each
+        # is added. No token ends with - or _, so such a sign is replaced.
         inner = re.sub(r"^[-_+/]|[-_+/]$", "x", text)
         return inner if len(inner) < 8 or match[1] in "dhU" else f"{inner[:-3]}7qK"
 
@@ -125,13 +125,13 @@ def samples(seed: int, rounds: int) -> Iterator[tuple[str, str, str]]:
 
 
 def contains_secret(secret: str, text: str) -> bool:
-    """Return whether ``text`` has 12 consecutive characters of ``secret``, or all of a shorter one."""
+    """Return whether ``text`` has 12 consecutive characters of ``secret``, or all characters of a shorter secret."""
     length = min(12, len(secret))
     return any(secret[start : start + length] in text for start in range(len(secret) - length + 1))
 
 
 def test_secrets_of_thirty_kinds_are_removed() -> None:
-    """At least 98 % of the secrets of thirty kinds are removed; they are made at random from the file's templates."""
+    """At least 98 % of random secrets are removed; the templates of these secrets are of thirty kinds."""
     found = list(samples(seed=11, rounds=5))
     missed = [(kind, text) for kind, text, secret in found if contains_secret(secret, scrub(text))]
     assert len(SAMPLES) >= 30
@@ -196,5 +196,5 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_is_in_proportion_to_the_text(piece: str) -> None:
-    """Four times the text takes at most six times as long."""
+    """A text that is four times as long takes at most six times as long."""
     assert slow_on(scrub, repeated(piece)) is None

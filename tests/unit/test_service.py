@@ -74,7 +74,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("hangs", ["waits", "holds_the_interpreter"])
 def test_a_loop_that_hangs_ends_the_process_and_shows_where(hangs: str) -> None:
-    """R6: The watchdog ends a process whose loop hangs and prints where, even if no Python code can run."""
+    """R6: If a loop hangs, the watchdog ends the process and prints where, even if no Python code can run."""
     done = run(THREADS.replace("HANGS", hangs).replace("LIMIT", "40"))
     assert done.returncode == 1
     assert f"in {hangs}" in done.stderr

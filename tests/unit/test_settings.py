@@ -1,4 +1,4 @@
-"""Where the values of settings come from, and the errors for invalid ones."""
+"""Where the values of settings come from, and the errors for invalid values."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
 
 
 def test_a_malformed_secret_is_not_repeated(tmp_path: Path) -> None:
-    """The error for an invalid secret does not repeat it; a database address may contain a password."""
+    """The error for an invalid secret does not repeat the secret; a database address may contain a password."""
     with pytest.raises(ConfigError) as caught:
         load({"DATABASE_URL": "mysql://user:hunter2@host/db"}, tmp_path)
     assert "hunter2" not in str(caught.value)
@@ -57,7 +57,7 @@ def test_secrets_are_left_out_of_repr(tmp_path: Path) -> None:
 
 
 def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
-    """NAME_FILE is the path of a file with the secret, whose final line break is removed."""
+    """The secret NAME can be read from the file at NAME_FILE; a line break at its end is removed."""
     (tmp_path / "token").write_text("t0ken\n")
     assert load({"DISCORD_TOKEN_FILE": str(tmp_path / "token")}, tmp_path).discord_token == "t0ken"
 
@@ -77,7 +77,7 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default(tmp_path: 
 
 
 def test_addresses_come_from_the_local_stack_while_it_runs(tmp_path: Path) -> None:
-    """Addresses come from the local stack while it runs; a service whose process has ended does not count."""
+    """Addresses come from the local stack while it runs; if a dependency's process has ended, its default is used."""
     (tmp_path / "run").mkdir()
     services = {
         "kafka": {"address": "localhost:12345", "pid": os.getpid()},
@@ -98,7 +98,7 @@ def test_the_environment_wins_over_the_local_stack(tmp_path: Path) -> None:
 
 
 def test_a_broken_state_file_of_the_local_stack_is_ignored(tmp_path: Path) -> None:
-    """A broken state file of the local stack is ignored, because it must not stop every command."""
+    """A broken state file of the local stack is ignored, because such a file must not stop every command."""
     (tmp_path / "run").mkdir()
     (tmp_path / settings.LOCAL_STACK_FILE).write_text("{")
     assert load({}, tmp_path).kafka_bootstrap_servers == "localhost:29092"
@@ -111,7 +111,7 @@ def test_a_flag_is_parsed_like_its_variable(tmp_path: Path) -> None:
 
 
 def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
-    """A flag that was not given, for which click passes None, changes nothing."""
+    """If a flag was not given, click passes None, and the setting stays as it is."""
     loaded = load({}, tmp_path)
     assert loaded.with_flags(kafka_bootstrap_servers=None) == loaded
 

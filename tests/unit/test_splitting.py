@@ -67,7 +67,7 @@ def test_a_code_block_that_fits_is_not_cut() -> None:
 
 
 def test_a_longer_code_block_stays_code_in_each_part() -> None:
-    """A longer code block is cut between lines, and each part has fences of its language."""
+    """If a code block is longer than a part, it is cut between lines, and each part has fences with its language."""
     lines = [f"sudo mount /dev/sdb{number} /mnt/{number}" for number in range(60)]
     parts = split("Do this:\n```sh\n" + "\n".join(lines) + "\n```\nThen reboot.")
     code = [part for part in parts if "sudo" in part]

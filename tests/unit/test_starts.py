@@ -37,7 +37,7 @@ class Log:
 
 @define
 class Coordinator:
-    """A coordinator that returns offsets with metadata in order; the last one is repeated."""
+    """A coordinator that returns offsets with metadata in order; the last pair is repeated."""
 
     answers: Sequence[tuple[int, str]]
     asked: int = 0
@@ -98,7 +98,7 @@ def test_a_coordinator_that_says_no_offset_at_first_is_asked_again() -> None:
 def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -> None:
     """A new group starts at the beginning of the log and has lost nothing.
 
-    The same holds for an added partition and a recreated topic, whose positions Kafka removes.
+    The same holds for an added partition, and for a recreated topic, because Kafka removes a deleted topic's positions.
     """
     before, coordinator = lost(), Coordinator([(NO_OFFSET, "")])
     start = start_of(coordinator, (0, 130))
@@ -108,7 +108,7 @@ def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -
 
 
 def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
-    """Without a position, because it expired or Kafka was restored without it, records below the log count as lost."""
+    """If the position expired or was not restored, the records before the beginning of the log count as lost."""
     before = lost()
     start = start_of(Coordinator([(NO_OFFSET, "")]), (40, 130))
     assert start.start == 40
@@ -128,7 +128,7 @@ def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost()
 
 
 def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
-    """If the log ends below the position, its end is read again, because a new leader learns it only a moment later."""
+    """If the log ends below the position, its end is read again; a new leader may learn this end a moment later."""
     start = start_of(Coordinator([(116, "")]), (0, 100), (0, 110), (0, 116))
     assert start.start == 116
 
@@ -155,7 +155,7 @@ def test_a_log_whose_beginning_is_not_known_is_not_read(answer: tuple[int, int] 
 
 
 def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> None:
-    """If the position is behind this process's last commit, it is read again; the coordinator may be out of date."""
+    """If the position is behind this process's last commit, it is read again, because the coordinator may be wrong."""
     clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))

@@ -53,7 +53,7 @@ def get(server: telemetry.MetricsServer, path: str) -> tuple[int, str]:
 def test_a_loop_that_does_not_pass_makes_the_service_unhealthy_and_says_which(
     server: telemetry.MetricsServer, health: telemetry.Health, clock: Clock
 ) -> None:
-    """If a loop does not pass, the service is unhealthy, and the body names the loop and how long it has hung."""
+    """If a loop makes no pass for 11 s, the service is unhealthy, and the body names the loop and this time."""
     health.beat("ingest")
     clock.now_s = 11
     status, body = get(server, "/healthz")
@@ -64,7 +64,7 @@ def test_a_loop_that_does_not_pass_makes_the_service_unhealthy_and_says_which(
 def test_a_loop_that_passes_again_is_healthy_again(
     server: telemetry.MetricsServer, health: telemetry.Health, clock: Clock
 ) -> None:
-    """A loop that passes again is healthy again."""
+    """If the loop makes a pass again, the service is healthy again."""
     health.beat("ingest")
     clock.now_s = 11
     health.beat("ingest")
@@ -98,7 +98,7 @@ def test_an_unknown_path_is_not_found(server: telemetry.MetricsServer) -> None:
 
 
 def test_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: telemetry.MetricsServer) -> None:
-    """With a hundred idle connections, a probe is answered, and the threads are soon at most MAX_CONNECTIONS."""
+    """With a hundred idle connections, a probe is answered, and soon at most MAX_CONNECTIONS threads are left."""
     before = threading.active_count()
     with contextlib.ExitStack() as connections:
         for _ in range(100):

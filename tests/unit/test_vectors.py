@@ -20,7 +20,7 @@ CONNECTION_ANSWERS = {
     "default_tenant": b'{"name": "default_tenant"}',
     "default_database": b'{"id": "4b1a3c7e-0000-4000-8000-000000000000", "name": "default_database", "tenant": ""}',
 }
-"""Chroma's answers while a client connects, by the end of the requested path."""
+"""Chroma's responses while a client connects, by the end of the requested path."""
 
 
 class WrongAnswers(BaseHTTPRequestHandler):
@@ -92,7 +92,7 @@ def test_an_answer_that_is_not_from_chroma_is_an_outage(
 def test_the_status_distinguishes_a_refusal_from_an_outage(
     wrong_server: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Content that can never be stored raises InvalidEvent, a wrong dimension WrongCollection, the rest Unavailable."""
+    """Content that never fits raises InvalidEvent, a wrong dimension WrongCollection, any other error Unavailable."""
     monkeypatch.setattr(WrongAnswers, "status", status)
     monkeypatch.setattr(WrongAnswers, "answer", answer)
     monkeypatch.setattr(WrongAnswers, "asked", "/collections")
@@ -101,7 +101,7 @@ def test_the_status_distinguishes_a_refusal_from_an_outage(
 
 
 def test_each_guild_has_a_collection_of_its_own() -> None:
-    """Guilds with ids of any format have distinct collections, whose names Chroma accepts, in each generation."""
+    """Guilds with ids of any format have distinct collections in each generation, with names that Chroma accepts."""
     guilds = ["", "direct", "Direct", "5", "5-1", "5.1", "5.2d1", "a:b", "a@b", "a_b", "a.b", "-", "x" * 128, ":" * 128]
     names = [ChromaVectors("http://x")._name(guild, generation) for guild in guilds for generation in (0, 1, 12)]
     assert len(set(names)) == len(names)

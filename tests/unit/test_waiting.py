@@ -11,13 +11,13 @@ GROUP = "waiting"
 
 
 def paused(dependency: str) -> float:
-    """Return the metric of a dependency."""
+    """Return the metric that says whether the pipeline waits for ``dependency``."""
     labels = {"group": GROUP, "dependency": dependency}
     return REGISTRY.get_sample_value("rtfm_pipeline_paused", labels) or 0.0
 
 
 def test_a_waiter_that_goes_from_one_dependency_to_another_no_longer_waits_for_the_first() -> None:
-    """PostgreSQL answers again while Chroma does not."""
+    """If PostgreSQL responds again and Chroma does not, the pipeline is shown to wait only for Chroma."""
     waiting = WaitingState(GROUP)
     waiting.note("thread", Unavailable("PostgreSQL", "down"))
     waiting.note("thread", Unavailable("Chroma", "down"))
@@ -29,7 +29,7 @@ def test_a_waiter_that_goes_from_one_dependency_to_another_no_longer_waits_for_t
 
 
 def test_a_dependency_is_shown_until_its_last_waiter_goes_on() -> None:
-    """Two threads wait for PostgreSQL, and one of them continues."""
+    """If two threads wait for PostgreSQL and one of them continues, PostgreSQL is still shown."""
     waiting = WaitingState(GROUP)
     for thread in ("first", "second"):
         waiting.note(thread, Unavailable("PostgreSQL", "down"))

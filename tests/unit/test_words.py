@@ -4,7 +4,7 @@ from rtfm.knowledge.words import MAX_TERM_LENGTH, terms
 
 
 def test_a_blob_is_no_word() -> None:
-    """A text without a space that is longer than MAX_TERM_LENGTH is not a term, because nobody types it again."""
+    """If a text without a space is longer than MAX_TERM_LENGTH, it is not a term, because nobody types it again."""
     assert terms("x" * (MAX_TERM_LENGTH + 1)) == []
 
 
@@ -14,18 +14,18 @@ def test_mentions_and_custom_emoji_are_no_words() -> None:
 
 
 def test_chat_words_and_stop_words_are_left_out() -> None:
-    """Chat words and stop words are not terms, because they are in every question."""
+    """Chat words and stop words are not terms, because nearly every question contains some."""
     assert terms("hi, does anyone know how to do this? thanks") == []
 
 
 def test_paths_versions_and_error_codes_stay_whole_and_give_their_parts() -> None:
-    """Paths, versions and error codes are terms as a whole and in parts, because a question may have either."""
+    """Paths, versions and error codes are terms as a whole and in parts; a question may contain the whole or a part."""
     found = terms("see /etc/fstab: E1234, v2.10.3 and apt-get.")
     assert {"/etc/fstab", "etc", "fstab", "e1234", "v2.10.3", "apt-get", "apt"} <= set(found)
 
 
 def test_forms_of_a_word_are_one_term() -> None:
-    """All forms of a word are one term, so that a question about mounting finds a message with mount."""
+    """Inflected forms of a word are one term, so that a question about mounting finds a message with mount."""
     assert len({terms(word)[0] for word in ("mount", "mounts", "mounting", "mounted")}) == 1
     assert terms("drives") == terms("drive")
 
