@@ -85,9 +85,9 @@ def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureF
 
 
 def test_every_command_prints_through_these_functions() -> None:
-    """Commands outside rtfm_cli.dlq print and build table cells only through the modules printing and tables."""
+    """Commands print and build table cells only through the modules printing and tables."""
     found = []
-    for path in sorted(CLI.glob("*.py")):
+    for path in sorted(CLI.rglob("*.py")):
         if path.name in ("printing.py", "tables.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
