@@ -99,8 +99,8 @@ MODEL_TOKENS = Counter(
 )
 MODEL_BUDGET_REFUSALS = Counter(
     "rtfm_model_budget_refusals_total",
-    "Requests that were not made to the language model because a budget was used up. If too many answers are extracts"
-    " for this reason, raise the budget.",
+    "Requests that were not made to the language model because a budget had too little left. If too many answers are"
+    " extracts for this reason, raise the budget.",
     ["budget"],
 )
 CIRCUIT_STATE = Gauge(

@@ -40,7 +40,10 @@ class Limit:
 
 @define
 class RequestCost:
-    """The requests and tokens that one request costs: an estimate before the request, the actual counts after it."""
+    """What one call to the model counts as: one request, or none if it was not sent, and a number of tokens.
+
+    The number of tokens is an estimate, unless the provider reports the actual number.
+    """
 
     tokens: int
     requests: int = 1
@@ -65,10 +68,10 @@ class Budget:
     def reserve(self, tokens: int) -> Iterator[RequestCost]:
         """Reserve one request of about ``tokens`` tokens while the ``with`` block runs.
 
-        The block gets a RequestCost, and sets its ``tokens`` to the actual number. If the block raises, one request
+        The block gets a RequestCost, and may set its ``tokens`` to the actual number. If the block raises, one request
         without tokens is counted, or no request if the block cancelled the cost. Raises ModelNotAsked ("over_budget")
-        if a limit is used up. If the same limit refuses several requests in a row, only the first refusal is logged;
-        the metric counts every refusal.
+        if a limit has less left than this request costs. If the same limit refuses several requests in a row, only the
+        first refusal is logged; the metric counts every refusal.
         """
         self._add_reservation(tokens)
         cost = RequestCost(tokens=tokens)

@@ -1,4 +1,4 @@
-"""Strays, which are schema versions of other programs under our subjects: they are named, checked and removed."""
+"""The command line reports strays, which are schema versions that another client registered, and removes them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def add_tenant(schema: dict[str, Any]) -> None:
 def test_a_stray_version_is_named_with_the_command_that_removes_it(
     settings: Settings, cli: Cli, change: Callable[[dict[str, Any]], None], rule: str | None
 ) -> None:
-    """`schemas check`, `schemas register` and `doctor` name a stray, and `doctor` names the command that removes it.
+    """`schemas check`, `schemas register` and `doctor` report a stray, with the command that removes it.
 
     After the removal, a record that was written with the stray can still be decoded.
     """
@@ -98,7 +98,7 @@ def test_a_stray_version_is_named_with_the_command_that_removes_it(
 
 
 def test_a_released_version_is_not_removed(settings: Settings, cli: Cli) -> None:
-    """A released version and a version of a foreign subject are not removed, and the exit code is 2."""
+    """To remove a released version, or a version of a foreign subject, is refused with exit code 2."""
     done = cli(settings, "schemas", "remove", QUERIES, "1", "--yes", check=False)
     assert done.returncode == 2
     assert "released" in done.stderr
@@ -108,6 +108,6 @@ def test_a_released_version_is_not_removed(settings: Settings, cli: Cli) -> None
 
 
 def test_the_local_registry_checks_subjects_of_others(settings: Settings) -> None:
-    """The local registry applies FULL_TRANSITIVE to subjects without their own level, as docker-compose.yml does."""
+    """The local registry has the level FULL_TRANSITIVE for subjects without a level of their own."""
     answer = httpx.get(f"{settings.schema_registry_url}/config", timeout=20).json()
     assert answer["compatibilityLevel"] == "FULL_TRANSITIVE"

@@ -4,8 +4,8 @@ A row also names the embedding model and the version of the rules with which the
 
 This module also owns the *fence*, a lock for each guild that keeps ingest and rebuilds apart. A batch of ingest holds
 the fence in shared mode during the transaction of the batch. A rebuild holds the fence exclusively while it switches
-the guild to a new collection. Therefore a batch commits only if its guilds still use the collections that the batch
-wrote to.
+the guild to a new collection. When a batch has the fence, it checks that its guilds still use the collections that the
+batch wrote to. If they do not, the batch does not commit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CollectionChanged(TransientError):
 
 
 class ArchiveCollections:
-    """Reads and writes of ``collections``. Raises what ``Database.begin`` raises."""
+    """Reads and writes the table ``collections``. Every method raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -91,7 +91,10 @@ class ArchiveCollections:
             )
 
     def ids_with_vectors(self, table: EntryTable, guild_id: str, after: str, *, limit: int) -> list[str]:
-        """Return ids of a guild's passages or messages with a vector: the first ``limit`` ids after ``after``."""
+        """Return ids of the guild's passages, or of its messages, whose vectors Chroma should have.
+
+        These are the first ``limit`` ids that are greater than ``after``, in order.
+        """
         rows, key = _VECTOR_TABLES[table]
         statement = (
             select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows), key > after).order_by(key).limit(limit)
@@ -100,7 +103,7 @@ class ArchiveCollections:
             return list(connection.execute(statement).scalars())
 
     def vectors_of(self, table: EntryTable, ids: Iterable[str]) -> list[StoredVector]:
-        """Return the vectors of the passages or messages with these ``ids``; rows without a vector are left out."""
+        """Return the vectors of the passages or messages with these ``ids``, if Chroma should have them."""
         rows, key = _VECTOR_TABLES[table]
         statement = select(key.label("id"), rows.c.passage_id, rows.c.vector).where(
             key.in_(list(ids)), *_has_vector(rows)
@@ -110,9 +113,10 @@ class ArchiveCollections:
 
     @contextmanager
     def block_ingest(self, guild_id: str) -> Iterator[None]:
-        """Prevent ingest from committing batches of this guild inside the block. Ingest waits until its end.
+        """Prevent ingest from committing batches of this guild inside the block.
 
-        The archive must have a single connection, because the lock belongs to the connection.
+        A batch that is ready earlier waits until the block ends. The ``Database`` must have a single connection,
+        because only the connection that took the lock can release it.
         """
         self._call(f"SELECT pg_advisory_lock({_FENCE})", guild_id)
         try:
@@ -121,7 +125,10 @@ class ArchiveCollections:
             self._call(f"SELECT pg_advisory_unlock({_FENCE})", guild_id)
 
     def try_lock_rebuild(self, guild_id: str) -> bool:
-        """Lock the guild's rebuild until this connection ends; return False if another connection holds the lock."""
+        """Lock the guild's rebuild until the connection ends. Return False if another connection holds the lock.
+
+        The ``Database`` must have a single connection, as for ``block_ingest``.
+        """
         return bool(self._call(f"SELECT pg_try_advisory_lock({_REBUILD})", guild_id))
 
     def _call(self, statement: str, guild_id: str) -> object:

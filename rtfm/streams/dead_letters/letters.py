@@ -3,7 +3,8 @@
 A dead letter has the key, the value and the headers of the original record, byte for byte and in order. After the
 original headers come added headers with the origin and the reason. The last header is the number of original headers,
 so that original and added headers can be told apart even if they have the same names. A mark is a record without a
-value. It says that a dead letter was replayed or discarded. docs/dead-letters.md lists every header.
+value. It says that a dead letter was replayed or discarded. docs/dead-letters.md lists the headers of dead letters,
+docs/decisions/0009-dead-letter-marks.md those of marks.
 """
 
 from __future__ import annotations
