@@ -27,7 +27,7 @@ def is_from_person(message: discord.Message) -> bool:
 
 
 def to_message_event(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
-    """Return the event for a new or edited message, or None if the message is not published."""
+    """Return the event for a new or edited message, or None for a message that does not become an event."""
     kind, parent_channel_id = classify_channel(message.channel)
     if message.guild is None or kind is ChannelKind.UNKNOWN or not is_from_person(message):
         return None

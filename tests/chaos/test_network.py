@@ -129,10 +129,10 @@ def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBro
 def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """A worker is cut off in a rebalance, longer than its session may last. The other worker gets all partitions.
+    """During a rebalance, a worker is cut off for longer than its session may last.
 
-    When the first worker is back, librdkafka does not report the worker's old partitions as lost, and the group would
-    accept commits for them.
+    The other worker gets all partitions. When the first worker is back, librdkafka does not report its old partitions as lost, and the group accepts commits
+    for them. So the worker itself must drop these partitions.
     """
     requests: Counter[int] = Counter()
 
@@ -154,11 +154,11 @@ def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
 
 @contextmanager
 def late_positions(broker: ProxiedBroker) -> Iterator[None]:
-    """Hold back the next positions that a worker sends, and deliver them inside the worker's next transaction."""
+    """Hold back the next positions that a producer sends, and deliver them inside the producer's next transaction."""
     late = LateRequest(
         picks=lambda request: api_of(request) == Api.TXN_OFFSET_COMMIT,
         until=lambda request: api_of(request) == Api.END_TXN,
-        overtaken=2,  # the first END_TXN ends the transaction to which the positions belong
+        overtaken=2,  # the first END_TXN ends the transaction of the positions, the second the next transaction
     )
     broker.proxy.make_late(late)
     yield
@@ -172,8 +172,8 @@ def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
 ) -> None:
     """Positions that arrive late are replaced soon.
 
-    The broker accepts the late positions, because it checks only the producer's epoch. librdkafka has already sent the
-    same positions again by itself, so the transaction to which they belong was committed, too.
+    The broker accepts the late positions, because it checks only the producer's epoch. The transaction of the positions
+    has ended earlier, because librdkafka had sent the same positions again on a new connection.
     """
     group = f"late-{what}"
     outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})
@@ -223,7 +223,9 @@ def test_workers_that_die_after_a_late_request_resume_at_their_positions(
         for _ in range(3):
             with late_positions(broker):
                 pass
-            time.sleep(1.5)  # until the positions are committed again; docs/delivery.md describes an earlier kill
+            time.sleep(
+                1.5
+            )  # until the positions are committed again; docs/delivery.md says what happens if the worker is killed before that
             fleet.kill("one")
             fleet.start("one")
             before = committed(direct)

@@ -124,6 +124,13 @@ def test_a_person_is_forgotten_everywhere(
     assert ADVICE not in everything(settings)
 
 
+def test_a_channel_id_that_two_guilds_have_is_erased_in_both(knowledge: Knowledge) -> None:
+    """Discord's ids are unique, but an export or another program may give one channel id to two guilds."""
+    Ingest(knowledge=knowledge)([RecordOfEvent(message(9, "the same channel", guild_id="101", channel_id="200"))])
+    knowledge.archive.erasing.begin(Target(scope="channel", id="200"), before=now_ms())
+    assert set(knowledge.archive.removals.find_removed(["1001", "1004", "1009"])) == {"1001", "1009"}
+
+
 def test_messages_that_are_written_after_an_erasure_are_not_left_of_it(knowledge: Knowledge) -> None:
     """They are not erased, so the command must not wait for their removal, nor report them."""
     erasing, target = knowledge.archive.erasing, Target(scope="user", id="2")

@@ -33,7 +33,7 @@ _LOCK = "hashtextextended('rtfm removals', 0)"
 _ERASURE_COVERS = """EXISTS (SELECT FROM erasures AS e WHERE {created_at} < e.before AND (
     (e.scope = 'guild' AND e.id = {guild})
     OR (e.scope = 'channel' AND (e.id = {channel}
-        OR e.id = (SELECT parent_channel_id FROM channels AS of WHERE of.channel_id = {channel})))
+        OR e.id IN (SELECT parent_channel_id FROM channels AS of WHERE of.channel_id = {channel})))
     OR (e.scope = 'user' AND e.id = {author} AND e.guild_id IN ('', {guild}))))"""
 
 IS_ERASED = "(EXISTS (SELECT FROM erasures) AND {covered})".format(
