@@ -131,8 +131,8 @@ def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
 ) -> None:
     """During a rebalance, a worker is cut off for longer than its session may last.
 
-    The other worker gets all partitions. When the first worker is back, librdkafka does not report its old partitions as
-    lost, and the group accepts commits for them. So the worker itself must drop these partitions.
+    The other worker gets all partitions. When the first worker is back, librdkafka does not report its old partitions
+    as lost, and the group accepts commits for them. So the worker itself must drop these partitions.
     """
     requests: Counter[int] = Counter()
 
@@ -223,7 +223,7 @@ def test_workers_that_die_after_a_late_request_resume_at_their_positions(
         for _ in range(3):
             with late_positions(broker):
                 pass
-            # The positions are committed again meanwhile. docs/delivery.md says what an earlier kill of the worker does.
+            # The positions are committed again meanwhile. docs/delivery.md says what an earlier kill causes.
             time.sleep(1.5)
             fleet.kill("one")
             fleet.start("one")
