@@ -361,7 +361,7 @@ def test_an_open_question_stays_as_it_was_asked_until_it_is_closed(archive: SqlA
 def test_a_question_whose_response_never_comes_is_removed_a_day_after_it_expired(archive: SqlArchive) -> None:
     """A question without a response is removed a day after it expired, when the next question is opened.
 
-    Until then the asker can be told that it expired.
+    Until then the asker can be told that the question expired.
     """
     query = BotQuery(
         query_id="m1",

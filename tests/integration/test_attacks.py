@@ -57,7 +57,7 @@ def said() -> dict[str, str]:
 def _events() -> list[DiscordMessage]:
     """Return the messages: a question, an honest answer, a secret of the staff, and every attack.
 
-    Each attack is in a channel of its own, and a short attack also follows the honest answer in channel 200.
+    Each attack is in a channel of its own. A short attack is also in channel 200, as a reply to the honest answer.
     """
     events = [
         message(1, QUESTION, author_id="1"),
@@ -121,7 +121,7 @@ def rests_on(response: BotResponse, said: dict[str, str]) -> list[str]:
 
 @pytest.mark.timeout(300)  # about 500 questions
 def test_no_attack_does_harm(knowledge: Knowledge, gemini: FakeGemini, said: dict[str, str]) -> None:
-    """A question with an attack in it does no harm, with or without a model, with or without the honest answer."""
+    """If a question contains an attack, no answer does harm, with or without a model and the honest answer."""
     failures = []
     outcomes = set()
     answerers = {"model": answerer(knowledge, gemini), "extract": answerer(knowledge, None)}

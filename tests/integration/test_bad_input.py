@@ -146,7 +146,7 @@ def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Sett
 
 
 def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, stores: Knowledge, model_dir: Path) -> None:
-    """While Chroma sends errors or garbage or refuses connections, the processor waits, and later stores messages."""
+    """While Chroma sends errors or garbage or refuses connections, the processor waits; then it stores all messages."""
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
         through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
         with processor(through) as running:

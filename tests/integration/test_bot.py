@@ -224,7 +224,7 @@ def test_a_missing_token_is_named() -> None:
 
 
 def test_a_metrics_port_that_is_taken_is_named() -> None:
-    """If the metrics port is in use, the error names it; the usual cause is two services on one machine."""
+    """If the metrics port is in use, the error names the port; the usual cause is two services on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"METRICS_PORT: 127.0.0.1:{port}"):

@@ -136,7 +136,7 @@ def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> N
 
 
 def test_two_processors_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
-    """If a processor writes outdated facts and a passage that follows from them, the newest observation applies."""
+    """If a processor writes outdated facts and a passage that was made with these facts, the newest facts apply."""
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(1)))
     (channel,) = knowledge.archive.channels(GUILD)
     closed = ChannelFacts(
@@ -153,7 +153,7 @@ def test_two_processors_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
 
 
 def test_a_deletion_that_knows_no_channel_leaves_its_facts_open(knowledge: Knowledge) -> None:
-    """A deletion of an unknown channel leaves the channel's facts unknown, so that a later import can set them."""
+    """A deletion in an unknown channel leaves the facts of the channel unknown, so that a later import can set them."""
     ingest(knowledge, deletion(9, channel_id="300", **seen(1)))
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(0, MessageSource.IMPORT)))
     assert found(knowledge, "tulips") == ["1001"]

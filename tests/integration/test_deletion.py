@@ -148,7 +148,7 @@ def test_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, ge
 
 
 def test_an_answer_is_checked_when_it_is_stored(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """An answer whose source is deleted between the last check and storing the answer is stored as withdrawn."""
+    """If a source of an answer is deleted shortly before the answer is stored, the answer is stored as withdrawn."""
     response = answerer(knowledge).answer(asked())
     assert ADVICE in response.answer
     add(knowledge, deletion(2))

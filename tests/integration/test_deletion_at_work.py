@@ -74,7 +74,7 @@ def test_deleted_text_is_nowhere_while_the_system_runs(settings: Settings, contr
     with processor(settings, PROCESSOR_CONCURRENCY="4") as running, closing(knowledge_of(settings, None)) as knowledge:
 
         def look() -> None:
-            """Check that no table has the text of a deleted message, and that Chroma has no entry of one."""
+            """Check that no table has the text of a deleted message, and that Chroma has no entry of such a message."""
             deleted = deleted_by_now(settings)
             for number in deleted:
                 gone_at.setdefault(number, now_ms())

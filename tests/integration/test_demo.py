@@ -43,7 +43,7 @@ def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def test_demo_answers_from_nothing_and_again(home: Path) -> None:
-    """The first demo answers four of five questions or more with keyword search; the second uses hybrid search.
+    """The first demo answers at least four of five questions with keyword search; the second demo uses hybrid search.
 
     The first run cannot download the embedding model, and its dependencies keep running. The second run uses these
     dependencies, downloads the embedding model, and does not stop the dependencies.
@@ -65,7 +65,7 @@ def test_demo_answers_from_nothing_and_again(home: Path) -> None:
 
 
 def test_demo_says_why_the_processor_ended(home: Path) -> None:
-    """If the processor ends because it has no embedding model, the demo names its log and stops all dependencies."""
+    """If no embedding model exists, the demo names the log of the ended processor and stops all dependencies."""
     folder = home / "no-model-here"
     folder.mkdir()
     done = run_cli(

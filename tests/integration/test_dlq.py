@@ -74,7 +74,7 @@ def replay(settings: Settings, contracts: Contracts, wanted: LetterFilter = ANY,
 def test_dead_letters_are_listed_by_filter_counted_and_discarded(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
-    """Each filter of `dlq list` selects its dead letters, and discarded ones are listed only on request."""
+    """Each filter of `dlq list` selects its dead letters, and discarded dead letters are listed only on request."""
     produce(settings, contracts, MESSAGES, build_message(1, channel="200"))
     produce_raw(settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=b"201")
     produce_raw(settings, MESSAGES, None, key=b"202")
@@ -279,7 +279,7 @@ def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]
 
 
 def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Contracts) -> None:
-    """If two replays find one open dead letter, the later one fences the earlier one, and one of them replays it."""
+    """If two replay commands find one dead letter, the later command fences the earlier one and alone replays it."""
     produce(settings, contracts, MESSAGES, build_message(1))
     dead_letter_records(settings, contracts, 1)
     rules = ReplayRules(contracts=contracts)

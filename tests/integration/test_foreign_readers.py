@@ -188,7 +188,7 @@ def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
 
 @pytest.mark.debian
 def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
-    """Kafkajs reads this project's records; a program must add a zstd codec to it, which takes three lines."""
+    """Kafkajs reads this project's records; a program must add a zstd codec to kafkajs, in three lines."""
     contracts = open_contracts(settings)
     produce(
         settings,
@@ -254,7 +254,8 @@ def _fetch(address: str, topic: str, partition: int) -> bytes:
 def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_that_date(settings: Settings) -> None:
     """Retention does not remove a record that was just imported with a date of 2004.
 
-    The topics ignore the producer's timestamp. In another topic, which uses it, retention removes such a record.
+    The project's topics ignore the producer's timestamp. In a topic that uses this timestamp, retention removes the
+    record.
     """
     contracts = open_contracts(settings)
     dated = f"{settings.kafka_topic_prefix}dated"

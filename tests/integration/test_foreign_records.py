@@ -77,7 +77,7 @@ def test_a_refused_question_carries_the_time_of_its_record(
 ) -> None:
     """If asked_at of a question is in microseconds, the refusal has the time of the question's record instead.
 
-    If the query_id is invalid, no response could carry it, so the question becomes a dead letter.
+    If the query_id is invalid, no response could carry this id, so the question becomes a dead letter.
     """
     micros = encode_unchecked(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
     nameless = encode_unchecked(contracts, QUERIES, asked(query_id="spaced out"))
@@ -115,7 +115,7 @@ def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived
         ),
     }
     events = [event for pair in zip(good, bad.values(), strict=True) for event in pair]
-    # Message 1 comes first, so that it is known when the record arrives that would move it to another channel.
+    # Message 1 comes first: a later record tries to move it to another channel, which is invalid for a known message.
     produce_raws(settings, MESSAGES, [encode_unchecked(contracts, MESSAGES, event) for event in [good[1], *events]])
     ingest = Ingest(knowledge=knowledge)
 

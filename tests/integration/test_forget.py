@@ -125,14 +125,20 @@ def test_a_person_is_forgotten_everywhere(
 
 
 def test_a_channel_id_that_two_guilds_have_is_erased_in_both(knowledge: Knowledge) -> None:
-    """Discord's ids are unique, but an export or another program may give one channel id to two guilds."""
+    """If two guilds use one channel id, an erasure of the channel without a guild covers the messages of both guilds.
+
+    Discord's ids are unique, but an export or another program may give one channel id to two guilds.
+    """
     Ingest(knowledge=knowledge)([RecordOfEvent(message(9, "the same channel", guild_id="101", channel_id="200"))])
     knowledge.archive.erasing.begin(Target(scope="channel", id="200"), before=now_ms())
     assert set(knowledge.archive.removals.find_removed(["1001", "1004", "1009"])) == {"1001", "1009"}
 
 
 def test_messages_that_are_written_after_an_erasure_are_not_left_of_it(knowledge: Knowledge) -> None:
-    """They are not erased, so the command must not wait for their removal, nor report them."""
+    """Messages that are newer than an erasure do not count as messages that are left to remove.
+
+    They are not erased, so the command must neither wait for their removal nor report them.
+    """
     erasing, target = knowledge.archive.erasing, Target(scope="user", id="2")
     assert erasing.count(target).messages == 2
     assert erasing.count_left(target, before=START) == 0
@@ -157,7 +163,7 @@ def test_a_channel_and_a_guild_are_forgotten(
 def test_after_a_kill_the_next_run_continues(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """If `forget` is killed, the next run neither repeats nor omits a deletion, even if none was handled yet."""
+    """If `forget` is killed, the next run neither repeats nor omits a deletion, even if ingest has handled none."""
     many = [message(n, f"tulip {n}", author_id="66", channel_id=str(n % 7 + 1)) for n in range(100, 650)]
     Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in many])
     program = str(Path(sys.executable).with_name("rtfm-cli"))

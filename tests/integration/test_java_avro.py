@@ -90,7 +90,7 @@ def some_primitive(chance: random.Random, kind: str, logical: str | None, name: 
 
 
 def some_event(chance: random.Random, shape: shapes.RecordShape) -> Any:
-    """Return a random event of a program that is not the bot; its ids need not be snowflakes."""
+    """Return a random event as another program than the bot may write it; its ids need not be snowflakes."""
     event = some_value(chance, shape)
     others = {"source": MessageSource.OTHER, "origin": QueryOrigin.SERVICE, "observed_at": None}
     return attrs.evolve(event, **{name: value for name, value in others.items() if hasattr(event, name)})
@@ -155,7 +155,7 @@ def another_version(schema: Any) -> Any:
     for entry in other["fields"]:
         if entry["name"] in ("change", "outcome", "origin"):
             entry["type"]["symbols"].append("NEWER")
-    # Avro defines a type where its name occurs first. If that place was removed, the definition moves to the next one.
+    # Avro defines a type where its name occurs first. If that place was removed, the definition moves to the next use.
     return _defined(other, _named(schema), set())
 
 

@@ -65,7 +65,7 @@ class Broker:
         return found if sum(p.written.batch.outcome is not TransactionOutcome.OPEN for p in found) == ended else None
 
     def given(self, topic: str, isolation: str, count: int) -> list[tuple[Any, ...]]:
-        """Return (offset, time, key, value, headers) of a consumer's records; check that these are ``count``."""
+        """Return (offset, time, key, value, headers) of a consumer's records; check that ``count`` records arrive."""
         consumer: Any = Consumer(
             {
                 "bootstrap.servers": self.address,
@@ -131,7 +131,7 @@ def produce(producer: Any, topic: str, what: str, count: int) -> None:
 def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, codec: str) -> None:
     """For each compression, the parser tells committed, aborted and open transactions apart.
 
-    An open transaction hides the records of transactions that are committed later, as it does from a consumer.
+    While a transaction is open, the parser hides the committed records after its start, as Kafka does from consumers.
     """
     topic = broker.new_topic()
     plain = broker.producer(codec)

@@ -150,9 +150,9 @@ def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStac
 
 
 def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running: LocalStack) -> None:
-    """If PostgreSQL is killed, the next `up` starts it again, and it still has the committed rows.
+    """If PostgreSQL is killed, the next `up` starts it again with the committed rows.
 
-    It starts although postmaster.pid is still there and a client is still connected.
+    PostgreSQL starts although postmaster.pid is still there and a client is still connected.
     """
     url = _address(running, "postgres")
     with psycopg.connect(url, autocommit=True) as connection:
@@ -185,7 +185,7 @@ def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> 
 def test_home_is_closed_to_other_users_while_the_services_run(running: LocalStack) -> None:
     """While the dependencies run, other users have no access to the home.
 
-    This also holds if root starts them, and PostgreSQL therefore runs as another account.
+    This also holds if root starts the dependencies, in which case PostgreSQL runs as another account.
     """
     assert running.home.stat().st_mode & 0o777 == 0o700
     _kill(running, "postgres")

@@ -72,8 +72,8 @@ def test_a_processor_outside_the_group_delays_its_commit(settings: Settings, com
 def test_a_processor_that_rejoins_ends_if_its_name_was_taken(settings: Settings) -> None:
     """If another process uses the name of a processor that rejoins the group, the processor ends.
 
-    The processor learns of the other process from the commit that it makes when it leaves the group. If the processor
-    continued, the two processes would fence each other forever.
+    Before the processor leaves the group, it commits, and the refusal of this commit shows that another process uses
+    the name. If the processor continued, the two processes would fence each other forever.
     """
 
     class Listener:

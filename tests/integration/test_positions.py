@@ -83,7 +83,7 @@ def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contra
 
 
 def test_metadata_of_another_program_stops_the_processor(settings: Settings, contracts: Contracts) -> None:
-    """If the metadata of a position is another program's, the processor ends.
+    """If another program wrote the metadata of a position, the processor ends.
 
     If the processor ignored such metadata, it would repeat finished records or skip unfinished records.
     """

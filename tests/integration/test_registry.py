@@ -78,7 +78,7 @@ def test_a_service_that_started_before_starts_and_produces_with_the_registry_gon
 def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
     proxied_settings: Settings, registry_proxy: RegistryProxy, mode: str
 ) -> None:
-    """Without a cache, each look-up raises an error that names the registry; at most one of them sends a request."""
+    """Without a cache, each look-up raises an error that names the registry; at most one look-up sends a request."""
     registry_proxy.fail(mode)
     contracts = open_at_start(proxied_settings)
     for _ in range(50):
@@ -177,7 +177,7 @@ def test_a_rebuilt_registry_stops_a_service_that_starts(
 def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
     settings: Settings, proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """If a service started from its cache and the registry comes back rebuilt, it neither encodes nor decodes."""
+    """If a service started from its cache and the registry returns rebuilt, the service neither encodes nor decodes."""
     contracts = open_at_start(proxied_settings)
     value = contracts.encode(MESSAGES, build_message(1))
     registry_proxy.fail("503")
@@ -218,7 +218,7 @@ def test_registering_again_lets_a_service_start_on_a_rebuilt_registry(
 def test_services_that_share_a_home_keep_each_others_ids(
     proxied_settings: Settings, registry_proxy: RegistryProxy
 ) -> None:
-    """If two services share a home, they keep each other's cached ids, even if both opened the cache before a write."""
+    """If two services share a home, neither removes the other's cached ids, even if both opened an empty cache."""
     bot, processor = open_at_start(proxied_settings), open_at_start(proxied_settings)
     bot.encode(MESSAGES, build_message(1))
     processor.registry.id_for("bot-queries", processor.codec("bot-queries").schema)
@@ -266,7 +266,7 @@ def is_registry_empty(settings: Settings) -> bool:
 def test_register_plans_then_registers_and_changes_nothing_the_second_time(
     bare_settings: Settings, cli: Callable[..., Any]
 ) -> None:
-    """A dry run of `schemas register` changes nothing, the first run registers all, and the second changes nothing.
+    """A dry run of `schemas register` changes nothing, the first run registers all, and a second run changes nothing.
 
     The first run registers versions and levels, and caches the ids.
     """
@@ -344,7 +344,7 @@ def test_a_registry_that_holds_an_incompatible_version_is_left_as_it_is(
 def test_check_asks_a_registry_and_reports_where_it_disagrees(
     settings: Settings, schemas_copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """`schemas check` refuses an incompatible version, and reports that the registry's level NONE would accept it."""
+    """`schemas check` refuses an incompatible version, and reports that the registry would accept it at level NONE."""
     url = settings.schema_registry_url
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     registry = open_registry(settings)

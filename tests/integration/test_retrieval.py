@@ -110,7 +110,7 @@ def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> 
 
 
 def test_random_channels_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> None:
-    """For 60 random readers, search finds all visible messages with the flower in question, and no hidden message."""
+    """For 60 random readers, search finds all visible messages that contain the given flower, and no hidden message."""
     rng = random.Random(7)
     kinds = [*ChannelKind]
     rooms = []

@@ -32,7 +32,7 @@ ODDS = [1 / (number + 5) for number in range(400)]
 def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Knowledge]:
     """The knowledge with and without an embedding model, with floors so low that every passage is found."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
-    # A guild that was calibrated with so many passages is not calibrated again.
+    # The floors are stored as if calibrated with 10**9 passages, so that the guild is not calibrated again.
     opened.archive.floors.put(GUILD, request.param, -1.0, 10**9)
     yield opened
     opened.vectors.forget_guild(GUILD)
@@ -45,7 +45,7 @@ def ingest(knowledge: Knowledge, events: Sequence[DiscordMessage]) -> None:
 
 
 def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
-    """Return a conversation of two or three messages in a place of its own: the first 20 are channels, then threads."""
+    """Return a conversation of two or three messages, alone in a channel or, from ``number`` 20 on, in a thread."""
     kind = ChannelKind.PUBLIC_THREAD if number >= 20 else ChannelKind.TEXT
     return [
         message(
@@ -111,7 +111,7 @@ def scan(kept: Sequence[ScannedPassage], question: str, vector: Vectors | None, 
         if one.channel_id in visible and (vector is not None or counts):
             candidate = attrs.evolve(one.candidate, counts=counts)
             near = nearness(candidate, one.vectors, vector, lexical)
-            # All messages are a few days old, so every passage gets the weight of fresh ones.
+            # All messages are a few days old, so every passage gets the weight of a fresh passage.
             scores.append(near.score + FRESH_WEIGHT)
     best = sorted(scores, reverse=True)[:5]
     return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL_SHARE]

@@ -60,7 +60,7 @@ def test_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Setti
 
 
 def test_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Settings) -> None:
-    """If a search contains a NUL or a lexeme beyond PostgreSQL's limit, InvalidEvent is raised."""
+    """If a word of a search contains a NUL or is longer than PostgreSQL allows, InvalidEvent is raised."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(InvalidEvent, match="too long"), archive.reading.view("100", ["200"]) as view:

@@ -53,8 +53,8 @@ def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> Non
     venv.create(environment, with_pip=False)
     install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet"]
     subprocess.run([*install, "--no-index", "--no-deps", str(wheel)], check=True)
-    # The required packages come from the tests' environment. A path in a .pth file does not add the project's
-    # editable install, which is in the same folder.
+    # A .pth file adds the folder with the packages of the tests' environment, because the wheel requires them. Python
+    # ignores other .pth files in an added folder, so the editable install of the project there is not imported.
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     done = subprocess.run(
