@@ -284,7 +284,7 @@ def test_nothing_leaks_whatever_retrieval_returns(
 
 
 def test_the_checks_of_visibility_are_not_vacuous() -> None:
-    """The answerer uses a passage if it is readable, and does not use the same passage if it is not."""
+    """A passage that the asker may read is cited. The same passage is not cited if the asker may not read it."""
     assert answer(asked()).citations
     assert answer(asked(visible_channel_ids=["1"])).citations == []
     thread = evolve(LOCK.messages[1], channel_id="9", parent_channel_id=CHANNEL, channel_kind=ChannelKind.PUBLIC_THREAD)

@@ -212,7 +212,7 @@ async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: Fa
 
 
 async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A reply to the bot becomes a query that contains the bot's message as context; thanks become no query."""
+    """A reply to the bot becomes a query with the bot's message as context; a reply of thanks becomes no query."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     answer = fake.says(general, fake.bot, "Use ntfs-3g.", announce=False)
     async with connected(fake) as (_, published):
@@ -258,7 +258,7 @@ async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, gui
 
 
 async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """When Discord asks the client to reconnect, the session is resumed, and a later message comes exactly once."""
+    """When Discord asks the client to reconnect, the session is resumed, and a later message becomes one event."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (client, published):
         fake.asks_to_reconnect()
@@ -282,7 +282,7 @@ async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild:
 async def test_an_unreachable_gateway_is_one_line_in_the_log(
     fake: FakeDiscord, caplog: pytest.LogCaptureFixture, debug: bool
 ) -> None:
-    """An unreachable gateway is logged as a warning with its cause; at debug level, as an error with a traceback."""
+    """If the gateway is unreachable, a warning names the cause; at debug level, an error with a traceback is logged."""
     caplog.set_level(logging.DEBUG if debug else logging.INFO, logger="rtfm")
 
     def said() -> list[logging.LogRecord]:

@@ -83,7 +83,7 @@ def test_a_name_cannot_write_markdown() -> None:
 
 
 def test_nonces_are_stable_and_differ() -> None:
-    """The nonce of a part is the same in each delivery, and differs from those of other parts and other answers."""
+    """The nonce of a part is the same in each delivery, and differs from the nonces of all other parts in the test."""
     assert nonce("m5", 0) == nonce("m5", 0)
     assert len({nonce("m5", 0), nonce("m5", 1), nonce("m6", 0), nonce("m50", 0)}) == 4
     assert len(nonce("m5", 0)) == 24

@@ -68,12 +68,12 @@ def test_a_message_to_the_bot_is_a_question(content: str, text: str, origin: Que
 
 @pytest.mark.parametrize("content", ["and on Windows?", "it does not work for me"])
 def test_a_reply_to_the_bot_is_a_question(content: str) -> None:
-    """A reply to the bot is a question without a mention."""
+    """A reply to the bot is a question even if it does not mention the bot."""
     assert ask(content, replies_to_bot=True) == FoundQuestion(text=content, origin=QueryOrigin.REPLY)
 
 
 def test_a_direct_message_is_a_question() -> None:
-    """A direct message is a question without a mention."""
+    """A direct message is a question even if it does not mention the bot."""
     assert ask("mount NTFS", direct=True) == FoundQuestion(text="mount NTFS", origin=QueryOrigin.DIRECT)
 
 

@@ -57,7 +57,7 @@ def test_a_channel_that_hides_from_one_role_is_not_visible(guild: FakeGuild) -> 
 
 
 def test_channels_without_history_for_all_are_not_visible() -> None:
-    """An answer does not use channels whose history its readers may not read."""
+    """An answer does not use a channel if the answer's readers may not read the channel's history."""
     guild = FakeGuild("penguins", everyone=VIEW_CHANNEL | SEND_MESSAGES)
     general = guild.channel("general")
     archive = guild.channel("archive", overwrites={guild.id: (READ_MESSAGE_HISTORY, 0)})
@@ -171,7 +171,7 @@ def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> N
 def test_retrieved_passages_count_even_if_they_are_not_cited(
     kind: SourceKind, acl_channel_id: str | None, allowed: bool
 ) -> None:
-    """An answer is withheld if a passage from a hidden channel was retrieved for it, even without a citation of it.
+    """If a passage from a hidden channel was retrieved for an answer, the answer is withheld, even without a citation.
 
     A model may repeat a passage without citing it.
     """

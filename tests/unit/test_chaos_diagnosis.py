@@ -19,7 +19,7 @@ def test_only_the_last_warnings_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_diagnosis_works_without_kafka(tmp_path: Path) -> None:
-    """A diagnosis has a line for each group, even if the group's coordinator does not answer."""
+    """A diagnosis has a line for each group, even if the group's coordinator does not respond."""
     lines = diagnosis("127.0.0.1:1", {"a": "group-a", "b": "group-b"}, 3, [], wait_s=0.5)
     assert [line.partition(":")[0] for line in lines] == ["group-a", "group-b"]
     assert all("does not answer" in line and "positions unknown" in line for line in lines)

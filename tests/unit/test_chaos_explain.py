@@ -24,7 +24,7 @@ def story_of(run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.fixture
 def run(tmp_path: Path) -> KeptRun:
-    """A run in which worker w1 is killed, the position of its partition is lost, and c1 is answered again."""
+    """A run in which worker w1 is killed, its partition's position is lost, and question c1 gets a second response."""
     run = right_run(tmp_path / "run")
     run.logs["__transaction_state", 0].append(
         struct.pack(">h", 0) + text(NAME), struct.pack(">hqh", 0, PRODUCER, 0), at_ms=run.now_ms

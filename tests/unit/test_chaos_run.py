@@ -32,14 +32,14 @@ def reading(backlog: int, per_s: float) -> BacklogReading:
 
 
 def test_a_backlog_slows_the_load_and_never_stops_it() -> None:
-    """The load is full up to a backlog of ten seconds, and at its smallest from forty seconds."""
+    """Up to a backlog of ten seconds, the load is full; from forty seconds on, the load is at its smallest."""
     assert share_for(0) == share_for(EASY_S) == 1
     assert LEAST_SHARE < share_for((EASY_S + FULL_S) / 2) < 1
     assert share_for(FULL_S) == share_for(1000) == LEAST_SHARE
 
 
 def test_a_backlog_is_measured_in_seconds_of_commits() -> None:
-    """A backlog is measured as the time that its commits take; if nothing is committed, it counts as forty seconds."""
+    """A backlog is measured as the time to commit it; if nothing is committed, a backlog counts as forty seconds."""
     assert reading(100, 20).backlog_s == 5
     assert reading(0, 0).backlog_s == 0
     assert reading(5, 0).backlog_s == FULL_S

@@ -115,7 +115,7 @@ def test_a_subclass_of_str_is_encoded_by_its_value() -> None:
 
 
 def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None:
-    """If the writer's schema has another name, a value is undecodable even if the fields fit, as Avro demands."""
+    """If writer's and reader's schema have different names, a value is undecodable even if its fields fit."""
     data = codec().encode(MESSAGE, 7)
     with pytest.raises(UndecodableRecord, match="OtherMessage"):
         codec().decode(data, {**codec().schema, "name": "OtherMessage"})

@@ -160,7 +160,7 @@ def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, 
 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
-    """If a commit took effect unnoticed and another process continued after it, nothing is produced again."""
+    """If a commit took effect without a response, and another process continued from it, nothing is produced again."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([finished_record(part, 10)])
@@ -222,7 +222,7 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 
 
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
-    """If a late request moved a position back, the position is committed again, even without other records to commit.
+    """If a late request moved a position back, the position is committed again, even if no record is left to commit.
 
     Otherwise the next owner of the partition would read records again.
     """

@@ -164,7 +164,7 @@ def test_diff_describes_what_changed(copy: Path, capsys: pytest.CaptureFixture[s
 def test_a_missing_version_or_schema_is_named(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    """The error for a missing version or schema names it, with exit code 2; version 0 is not the newest version."""
+    """The error names the missing version or schema, and the exit code is 2; version 0 does not mean the newest."""
     assert run(["schemas", *arguments]) == 2
     assert said in capsys.readouterr().err
 
@@ -183,7 +183,7 @@ def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_libra
     assert (
         "`asked_at` has the logicalType timestamp-millis on the type int; use it with long" in capsys.readouterr().out
     )
-    # Other warnings may appear at any time, for instance for a socket of an earlier test.
+    # Only this category counts: unrelated warnings, for instance for a socket of an earlier test, may appear, too.
     assert not [warning for warning in recwarn.list if warning.category is IgnoredLogicalType]
 
 

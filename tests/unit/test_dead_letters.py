@@ -120,7 +120,7 @@ names = st.sampled_from(["odd", "rtfm.attempt", "rtfm.original.header_count", "r
 def test_the_original_comes_back_as_it_was_whatever_it_holds(
     headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None
 ) -> None:
-    """R15: The original comes back unchanged from its dead letter, even if it has headers with names of ours."""
+    """R15: The original comes back unchanged from its dead letter, even if its headers have names of rtfm's headers."""
     letter = read_back(record(headers=headers, key=key, value=value))
     assert (letter.headers, letter.key, letter.value) == (headers, key, value)
     assert letter.topic == "discord-messages"

@@ -1,4 +1,4 @@
-"""The rules for ids and times, and that no encoder writes an event that breaks a rule."""
+"""The rules for ids and times. The encoders refuse an event that breaks a rule."""
 
 from __future__ import annotations
 

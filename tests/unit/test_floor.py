@@ -1,4 +1,4 @@
-"""The floor is above the evidence for nearly all unrelated questions."""
+"""The floor of a guild: it is computed from the evidence for sixty unrelated questions, which are called probes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
 
 
 def test_a_guild_that_knows_a_topic_of_the_probes_is_not_misled() -> None:
-    """If a guild can answer five of the probes, its floor stays below the evidence of questions that it can answer."""
+    """Even if a guild can answer five of the probes, its floor stays below the evidence for these five."""
     known = [*levels(1)[:-5], 0.9, 0.9, 0.9, 0.9, 0.9]
     assert compute_floor(known) < 0.6
 

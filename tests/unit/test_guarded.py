@@ -251,7 +251,7 @@ def test_a_used_up_budget_of_requests_spares_the_model() -> None:
 
 
 def test_tokens_are_counted_as_the_model_counts_them() -> None:
-    """Tokens are counted as the model reports them: at 100 a question, 250 tokens are used up after three questions."""
+    """Tokens are counted as the model reports them: if a question takes 100, a budget of 250 is used up after three."""
     model = guarded(Script([DONE]), budget=Budget([per_day("tokens", 250)]))
     assert outcomes(model, 4) == ["answered"] * 3 + ["over_budget"]
 
@@ -274,7 +274,7 @@ def test_an_open_circuit_costs_nothing() -> None:
 
 
 def test_questions_under_way_count_against_the_budget() -> None:
-    """Requests that have not ended count against the budget, so that 16 at once do not exceed a budget of 5."""
+    """Requests that have not ended count against the budget: 16 simultaneous questions do not exceed a budget of 5."""
     release = threading.Event()
 
     def wait() -> Completion:
@@ -308,7 +308,7 @@ def test_a_refusal_by_the_budget_is_counted() -> None:
 
 
 def test_budgets_come_from_the_settings() -> None:
-    """Each of the four settings sets a limit, and a missing setting sets none."""
+    """Each of the four settings of the budget sets a limit, and a missing setting sets no limit."""
     with open_budget(Settings()).reserve(10**9):
         pass
     for name in ("model_requests_per_minute", "model_requests_per_day"):

@@ -227,7 +227,7 @@ def test_messages_may_come_before_their_channel(tmp_path: Path) -> None:
 
 
 def test_a_repeated_list_of_messages_is_refused(tmp_path: Path) -> None:
-    """A second list of messages is refused, because JSON parsers disagree which of two equal members counts."""
+    """A second list of messages is refused, because JSON parsers disagree which of two members with one name counts."""
     document = json.dumps(export([entry(1)]))[:-1] + ', "messages": []}'
     with pytest.raises(ConfigError, match="messages twice"):
         read_export(write_export(tmp_path, document))

@@ -280,7 +280,7 @@ def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
 
 
 def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
-    """After a tool moved positions, faults of other groups, at later times and in other questions still break rules."""
+    """A tool's move of positions excuses no other group, no later fault, and no question outside the moved range."""
     run.position(ANSWER, QUERIES, 2)
     run.position(INGEST, MESSAGES, 3)
     run.note("tool", what="reset-offsets", group=ANSWER)

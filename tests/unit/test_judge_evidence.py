@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> KeptRun:
 
 
 def test_records_after_an_open_transaction_are_not_expected(run: KeptRun) -> None:
-    """A reader need not have got records after an open transaction, because they are not visible yet."""
+    """A reader need not have got the records after an open transaction, because these records are not visible yet."""
     run.conclude()
     run.logs[RESPONSES, 0].append("x", b"", at_ms=0, ends="open", producer=9)
     run.ask("c9")

@@ -128,7 +128,7 @@ def test_records_of_a_lost_partition_are_not_handled() -> None:
 
 
 def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
-    """A slow pool gets few tasks, and a fast pool gets more, so that the pool is not idle during a transaction."""
+    """A slow pool gets few tasks; a fast pool gets more, so that the fast pool is not idle during a transaction."""
     part, now_s, hold = PartitionState(0), [0.0], threading.Event()
     hold.set()
     handling = Handling(lambda _: hold.wait(30))

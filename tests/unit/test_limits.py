@@ -33,9 +33,9 @@ def test_a_hundred_dead_letters_in_a_row_are_too_many() -> None:
 
 
 def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_seen() -> None:
-    """More than half of the last thousand records reach the limit, after at least two hundred records.
+    """If more than half of the last thousand records are dead letters, the limit is reached.
 
-    With fewer records, no share reaches the limit. Results from before the last thousand are dropped.
+    With fewer than two hundred records, no share reaches the limit. Results from before the last thousand are dropped.
     """
     pattern = [0, 2, 1] + [2, 1] * 65  # two of three records are dead letters, and never many in a row
     assert LIMIT.limit_reason(tally(*pattern)) is None

@@ -48,7 +48,7 @@ ARGUMENTS: dict[str, Any] = {
     "names": ["ada", "bob"],
     "max_tokens": 220,
 }
-"""Arguments for other required parameters of the functions, by parameter name."""
+"""Arguments for required parameters after the first one, by parameter name."""
 
 TEXT_PARAMETERS = frozenset({"answer", "content", "name", "question", "text", "word"})
 """Names of parameters that take text from outside."""
@@ -112,7 +112,7 @@ PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not i
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """The time of no pattern grows faster than the length of the text.
+    """No pattern takes time that grows faster than the length of the text.
 
     The time for a run of line feeds or dashes in one message once stopped a processor.
     """

@@ -27,7 +27,7 @@ def said(number: int, author: str, content: str, **fields: object) -> StoredMess
 
 
 def test_two_talks_at_once_are_two_conversations() -> None:
-    """Of two simultaneous conversations, a message joins that of its addressee, not that of the message before it."""
+    """If two conversations alternate, a message joins its addressee's conversation, not the preceding message's."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -88,7 +88,7 @@ def test_linked_messages_keep_their_conversation() -> None:
     st.integers(min_value=0, max_value=WINDOW),
 )
 def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[str, str]], cut: int) -> None:
-    """The same messages in other batches give the same conversations."""
+    """The same messages give the same conversations, however the messages are divided into batches."""
     messages = [said(number, author, text) for number, (author, text) in enumerate(talk, start=1)]
     at_once = link(messages)
     first = link(messages[:cut])

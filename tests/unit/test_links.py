@@ -97,7 +97,7 @@ _PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.e
 
 @given(st.lists(_PIECES, max_size=25).map("".join))
 def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
-    """Of any text, only known links are left, and all of them are visible.
+    """Whatever a text contains, only its known links are left, and all of them are visible.
 
     The test also finds links with its own pattern, which differs from the code's pattern.
     """

@@ -293,8 +293,8 @@ def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> No
         proxy.make_late(late)
         with connected(proxy) as old:
             assert exchange(old, first := request(24, 1, "w1")) == first
-            # The proxy reads the correlation id of a response from bytes 4 to 8. In an echo these are the API key and
-            # the version, so the request's own correlation id consists of these.
+            # The proxy reads the correlation id of a response from bytes 4 to 8. In an echo, these bytes are the API
+            # key and the version of the request. So the request gets a correlation id that consists of the same bytes.
             old.sendall(kept := request(28, 28 << 16, "w1", b"kept"))
             with pytest.raises(ConnectionResetError):
                 old.recv(1)
@@ -311,7 +311,7 @@ def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> No
 
 
 def test_a_late_request_whose_client_stays_away_is_delivered_all_the_same(echo: Echo) -> None:
-    """If its client does not come back, a late request is delivered after its longest delay."""
+    """If the client of a late request does not come back, the request is delivered after the longest delay."""
     with KafkaProxy(echo.port) as proxy, connected(proxy) as old:
         late = LateRequest(picks=lambda r: api_of(r) == 28, until=lambda r: api_of(r) == 26, at_most_s=0.1)
         proxy.make_late(late)

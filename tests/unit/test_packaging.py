@@ -95,7 +95,7 @@ def test_compose_gives_only_settings_that_exist() -> None:
 
 
 def test_compose_passes_every_setting_to_the_service_that_reads_it() -> None:
-    """The compose file passes each setting of .env to the processor or the bot, except those of one replica."""
+    """The compose file passes each setting of .env to the processor or the bot, except those named in the test."""
     # These settings belong to one replica or to the image.
     own = {"RTFM_HOME", "RTFM_INSTANCE_ID", "RTFM_SCHEMAS_DIR", "RTFM_EMBEDDING_MODEL_DIR"}
     own |= {"METRICS_HOST", "METRICS_PORT"}

@@ -95,7 +95,7 @@ def test_files_and_language_go_with_the_question() -> None:
 
 
 def test_a_verdict_of_disagreement_is_read_and_may_be_missing() -> None:
-    """The verdict that sources disagree is read, and may be missing, as from servers without structured output."""
+    """The model's verdict that sources disagree is read; without structured output, a reply may lack this verdict."""
     assert parse('{"answer": "a", "cited": [1], "sufficient": true, "sources_disagree": true}').sources_disagree
     assert not parse('{"answer": "a", "cited": [1], "sufficient": true}').sources_disagree
 

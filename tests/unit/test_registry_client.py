@@ -46,7 +46,7 @@ def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[Regi
 
 
 def test_a_schema_without_end_is_not_read() -> None:
-    """Reading a schema without an end stops at the limit with UnknownSchema."""
+    """If a schema has no end, reading stops at the limit, and UnknownSchema is raised."""
     sent = 0
     over = threading.Event()
 
@@ -67,7 +67,7 @@ def test_a_schema_without_end_is_not_read() -> None:
 
 
 def test_a_list_of_versions_without_end_is_a_named_error() -> None:
-    """A list of versions without an end raises PermanentError, which names the requested path."""
+    """If a list of versions has no end, PermanentError is raised and names the requested path."""
     with registry(lambda write: write(b"1," * MAX_ANSWER_BYTES)) as client:
         with pytest.raises(PermanentError, match="/versions"):
             client.versions("discord-messages")

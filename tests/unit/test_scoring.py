@@ -15,7 +15,7 @@ def found(lexical: LexicalScorer, *words: str) -> Nearness:
 
 
 def test_a_symbol_alone_counts_as_much_as_two_words_that_agree() -> None:
-    """The points of a question's only word count double, so that an error code or name in one message is enough."""
+    """If a question has a single word, its points count double, so that an error code in one message is enough."""
     lexical = LexicalScorer.of(["okapix"], {"okapix": 1}, CORPUS)
     only = found(lexical, "okapix")
     assert evidence([only], lexical) == 2 * only.points

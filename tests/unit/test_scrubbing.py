@@ -196,5 +196,5 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_is_in_proportion_to_the_text(piece: str) -> None:
-    """A text that is four times as long takes at most six times as long."""
+    """Scrubbing a text of four times the length takes at most six times the time."""
     assert slow_on(scrub, repeated(piece)) is None

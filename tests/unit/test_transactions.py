@@ -13,7 +13,7 @@ from rtfm.streams.transactions import Transactions
 
 
 def test_a_producer_that_could_not_be_replaced_has_to_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a new producer cannot be opened, one has to be opened before the next commit."""
+    """If opening a producer fails, a producer still has to be opened before the next commit."""
     monkeypatch.setattr(transactions, "OPEN_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -24,7 +24,7 @@ CONNECTION_ANSWERS = {
 
 
 class WrongAnswers(BaseHTTPRequestHandler):
-    """Answers paths that contain ``asked`` with ``status`` and ``answer``, and other paths like Chroma.
+    """Answers paths that contain ``asked`` with ``status`` and ``answer``; answers other paths as Chroma does.
 
     An empty ``asked`` means all paths. The heartbeat is always right.
     """

@@ -100,7 +100,7 @@ def test_other_sources_never_give_anyone_access(
 
 @given(known=FACTS, at=st.integers(0, 9), discord=st.booleans())
 def test_an_unknown_kind_changes_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
-    """If an observation has the kind UNKNOWN, as that of a deletion has, it changes nothing."""
+    """If the kind in an observation is UNKNOWN, as in the report of a deletion, the observation changes nothing."""
     assert merge_facts("9", known, facts(UNKNOWN, at=at, discord=discord)) == known
 
 

@@ -29,7 +29,7 @@ def test_a_waiter_that_goes_from_one_dependency_to_another_no_longer_waits_for_t
 
 
 def test_a_dependency_is_shown_until_its_last_waiter_goes_on() -> None:
-    """If two threads wait for PostgreSQL and one of them continues, PostgreSQL is still shown."""
+    """If one of two threads that wait for PostgreSQL continues, the pipeline is still shown to wait for PostgreSQL."""
     waiting = WaitingState(GROUP)
     for thread in ("first", "second"):
         waiting.note(thread, Unavailable("PostgreSQL", "down"))
