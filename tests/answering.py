@@ -39,7 +39,7 @@ SECRET = message(
 
 
 def asked(question: str = "printer locked by a stale job, how do I unlock it?", **fields: Any) -> BotQuery:
-    """Return a question about the printer whose asker sees only channel 200."""
+    """Return a question about the printer. The asker of the question sees only channel 200."""
     values: dict[str, Any] = {
         "query_id": "m42",
         "guild_id": GUILD,

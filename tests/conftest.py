@@ -1,7 +1,7 @@
 """Fixtures of all tests: dependencies that are started once per run, and separate settings for each test.
 
 The dependencies are Kafka, the schema registry, Chroma and PostgreSQL. They run in containers if a container engine has
-the images of docker-compose.yml and the containers answer. Otherwise they are processes of this machine.
+the images of docker-compose.yml and the containers respond. Otherwise they are processes of this machine.
 ``RTFM_TEST_STACK=local`` demands processes, and ``RTFM_TEST_STACK=docker`` demands containers. The summary of the run
 says which of the two were used.
 """
@@ -94,7 +94,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Stop the dependencies as soon as no other xdist worker uses them.
+    """If this xdist worker started the dependencies, stop them as soon as no other xdist worker uses them.
 
     This is done in a hook and not in the teardown of a fixture, because waiting for the other xdist workers may take
     longer than the timeout of a test.
@@ -110,7 +110,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run unit tests last.
 
-    Unit tests are short. At the end of the run, no xdist worker has to finish a long test while the others are idle.
+    Unit tests are short. If they run last, it is unlikely that one xdist worker has a long test left while the others
+    are idle.
     """
     items.sort(key=lambda item: "tests/unit/" in item.nodeid)
 
@@ -323,10 +324,10 @@ def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 def stack_home() -> Iterator[Path]:
     """Create a folder for the data of the local stack.
 
-    If the tests run as root, PostgreSQL runs under another account. pytest denies other accounts access to the folder
-    of all runs, so this folder is not below ``tmp_path``.
+    If the tests run as root, PostgreSQL runs under another account. pytest denies that account access to
+    ``tmp_path``, so the new folder is somewhere else.
     """
-    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the home of the stack has a link to this folder
+    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the home of the stack has a link to CACHE_DIR
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     try:
         yield home

@@ -2,7 +2,7 @@
 
 No image is pulled for a test. If the containers cannot be used, ``Unusable`` is raised, so that the run can use local
 processes instead. Possible causes are a missing engine, a missing or wrong image, and a container that ends or does not
-answer.
+respond.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def running(
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.network import Network
 
-    testcontainers_config.ryuk_disabled = True  # Ryuk needs its own image, which would have to be pulled
+    testcontainers_config.ryuk_disabled = True  # Ryuk needs its own image, and no image is pulled for a test
     with ExitStack() as stack:
         try:
             client = _engine()
@@ -155,7 +155,7 @@ def _until(name: str, check: Callable[[], object], containers: dict[str, Any], d
     while True:
         try:
             check()
-        except Exception as exc:  # this dependency is not up yet, or the container of another one ended
+        except Exception as exc:  # this dependency is not up yet, or the container of another dependency ended
             for other, container in containers.items():
                 container.reload()
                 if container.status not in ("created", "running"):

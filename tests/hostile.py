@@ -64,7 +64,7 @@ class Slow:
 def shapes(pattern: str = "") -> Iterator[Shape]:
     """Return the shapes to try.
 
-    If a ``pattern`` is given, shapes of the pattern's own words and with more endings are added.
+    If a ``pattern`` is given, there are more shapes: some repeat words of the pattern, some have other endings.
     """
     own = list(dict.fromkeys(word.replace("\\", "") for word in _LITERAL.findall(pattern)))[:12]
     for character in CHARACTERS:
@@ -111,7 +111,7 @@ def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
         length *= 2
     if taken < MIN_SECONDS:
         return None
-    for times in (1, 5):  # one try within the limit is enough; otherwise the best of five counts
+    for times in (1, 5):  # one try within the limit is enough; otherwise the best of five tries counts
         short = _seconds(read, shape.text(length), times=times)
         long = _seconds(read, shape.text(4 * length), times=times)
         if long <= MAX_RATIO * short:

@@ -44,7 +44,7 @@ def varint(number: int) -> bytes:
 
 
 def sized(data: bytes | None) -> bytes:
-    """Encode ``data`` after its length; None is a null."""
+    """Encode the length of ``data``, and then ``data``; None is a null."""
     return varint(-1) if data is None else varint(len(data)) + data
 
 
@@ -79,7 +79,7 @@ def marker(offset: int, *, commit: bool, producer: int, at_ms: int = 0) -> bytes
 
 
 def text(value: str) -> bytes:
-    """Encode a string after its length in two bytes."""
+    """Encode the length of a string in two bytes, and then the string."""
     return struct.pack(">h", len(value.encode())) + value.encode()
 
 
@@ -280,8 +280,8 @@ class KeptRun:
     def conclude(self) -> None:
         """Complete the run.
 
-        Commit the ends of the logs of questions and messages, note the records that a reader gets and the messages in
-        the archive, and end the history.
+        Commit positions at the ends of the logs of questions and messages. Note the responses that a reader gets and
+        the messages in the archive. Then end the history.
         """
         for number in range(2):
             self.position(ANSWER, QUERIES, self.logs[QUERIES, number].end, partition=number)

@@ -34,7 +34,7 @@ Pieces = asyncio.Queue[tuple[float, bytes | None]]
 
 @frozen(kw_only=True)
 class Conditions:
-    """The conditions of one direction.
+    """The conditions of the network in one direction, for all connections of a proxy.
 
     ``loss`` is the share of pieces that arrive only after a retransmission.
     """

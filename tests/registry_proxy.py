@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of the registry or Chroma. The proxy fails over real TCP when a test says so."""
+"""An HTTP proxy in front of the registry or Chroma, over real TCP. A test chooses when and how the proxy fails."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ request gets that status at once. "slow": the response comes one byte at a time.
 class RegistryProxy:
     """A running proxy that forwards each request to ``target`` unless ``mode`` is a way to fail.
 
-    ``requests`` contains the first line of each request. ``lose`` and ``refuse`` are texts that apply once, to the next
-    request with this text in its first line: ``lose`` drops the response after ``target`` has processed the request,
-    and ``refuse`` drops the request before it is sent. ``rebuilt`` replaces schema ids in requests to ``target``, as if
-    the registry had been rebuilt and the ids had other meanings.
+    ``requests`` contains the first line of each request. ``lose`` and ``refuse`` each contain a text, and apply once,
+    to the next request with this text in its first line: ``lose`` drops the response after ``target`` has processed the
+    request, and ``refuse`` drops the request before it is sent. ``rebuilt`` replaces schema ids in requests to
+    ``target``, as if the registry had been rebuilt and the ids had other meanings.
     """
 
     target: str

@@ -272,7 +272,10 @@ CHANGES: list[Change] = [
 
 
 def pairs(count: int, bases: int, seed: int = 7) -> list[tuple[int, Schema, Schema, str]]:
-    """Return ``count`` pairs as (number of the old schema, old, new, changes); the first ones have each change once."""
+    """Return ``count`` pairs as (number of the old schema, old, new, changes).
+
+    The first pairs have one change each, in the order of ``CHANGES``. The others have random changes.
+    """
     chance = random.Random(seed)
     old = [base(chance, number) for number in range(bases)]
     made = []

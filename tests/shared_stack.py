@@ -2,7 +2,7 @@
 
 The first xdist worker that needs the dependencies starts them. The same xdist worker stops them as soon as no other
 xdist worker uses them. Their addresses are in a file of the run's folder. File locks show which xdist workers are
-alive, so that none waits for a crashed one.
+alive, so that no xdist worker waits for a crashed one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import IO
 Start = Callable[[ExitStack, str], tuple[dict[str, str], str]]
 """A function that starts the dependencies, and returns (addresses by name, description).
 
-Its arguments are an ExitStack, to which the function adds what stops the dependencies, and the demanded kind: "local",
-"docker", or "" for any.
+Its first argument is an ExitStack, to which the function adds what stops the dependencies. Its second argument is the
+demanded kind: "local", "docker", or "" for any.
 """
 
 

@@ -35,7 +35,7 @@ Reply = Callable[[dict[str, Any], str], str]
 
 @frozen(kw_only=True)
 class Fault:
-    """A response that replaces the usual one, after ``delay_s``. Without ``body``, the usual one is only delayed."""
+    """A response in place of the usual one, after ``delay_s``. Without ``body``, the usual one is only delayed."""
 
     status: int = 200
     body: str | None = None

@@ -1,4 +1,4 @@
-"""A fake model that does what its sources ask for. No attack in its sources could make a real model do worse."""
+"""A fake model that repeats what its sources say, like a real model that obeys the attacks in its sources."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _ABOUT_ITSELF = re.compile(
 
 
 def obedient(document: dict[str, Any], instructions: str = "") -> str:
-    """Repeat all sources, cite every number in brackets in them, and add the instructions if a source mentions them.
+    """Repeat and cite all sources, and cite every number that a source contains in brackets.
 
-    The answer therefore contains what the attacks try to make a model write: pings, links, numbers of sources that do
-    not exist, the model's instructions, JSON that imitates another reply, or a claim that nothing was found. If the
-    prompt asks for a rewritten question, the messages before the question are added to it.
+    If a source mentions instructions, those of the prompt are added to the answer. If the sources are attacks, the
+    answer contains what the attacks try to make a model write: pings, links, numbers of sources that do not exist, the
+    model's instructions, JSON that imitates another reply, or a claim that nothing was found. If the prompt asks for a
+    rewritten question, the messages before the question are appended to the question.
     """
     if "sources" not in document:
         return json.dumps({"question": f"{document['question']} {_said(document['context'])}"}, ensure_ascii=False)

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # The garbage collector would take a quarter of the time and free little: loaded objects are needed until the end.
+    # The garbage collector is off. It takes a quarter of the time and frees little, because loaded objects are needed
+    # until the end.
     gc.disable()
     sys.exit(main())

@@ -2,7 +2,8 @@
 
 The checksum is the remainder of a division. The data is divided into blocks. Because the remainder is linear, each byte
 of a block contributes to it independently of the other bytes. A table contains the contribution of each value of a byte
-at each place in a block. The remainder of the preceding blocks contributes like four bytes at the start of the block.
+at each place in a block. The remainder of the preceding blocks contributes as if it were in the first four bytes of
+the block.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _Words = NDArray[np.uint32]
 def _tables() -> tuple[_Words, list[list[int]]]:
     """Return two tables of contributions.
 
-    The first is one flat array, ordered by the byte's place in a block and then by its value. The second consists of a
-    list for each of the first four places.
+    The first is one flat array, ordered by the byte's place in a block and then by its value. The second consists of
+    four lists, one for each of the first four places in a block.
     """
     words: _Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import cramjam
 
 _JAVA_SNAPPY = b"\x82SNAPPY\x00"
-_JAVA_SNAPPY_HEADER = len(_JAVA_SNAPPY) + 8  # followed by two version numbers of 4 bytes
+_JAVA_SNAPPY_HEADER = len(_JAVA_SNAPPY) + 8  # after the magic bytes come two version numbers of 4 bytes
 
 
 def _snappy(data: bytes) -> bytes:

@@ -29,7 +29,7 @@ _METADATA_LOG = "__cluster_metadata-0"
 _TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # from TopicRecord.json and RemoveTopicRecord.json of Kafka
 
 _TOOL_WINDOW_MS = 30_000
-"""A tool may move a group's positions back this long before or after the line of the history that names the tool."""
+"""A tool may move a group's positions back up to this many ms before or after the history's line about the tool."""
 
 
 @frozen
@@ -78,7 +78,7 @@ class LoadedRun:
     undecodable_positions: list[tuple[PositionCommit, str]] = field(factory=list)
     """The positions whose metadata cannot be decoded, each with the reason."""
     finished: dict[Where, FinishedOffsets] = field(factory=dict)
-    """The offsets that are finished according to the last position of each group."""
+    """For each group and partition: the offsets that are finished according to the last position."""
 
     @property
     def begin(self) -> Begin:
@@ -158,8 +158,8 @@ def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], beg
     """Raise NotJudged if a topic was deleted or created again.
 
     The topic's folders, the first line of the history and Kafka's metadata log contain the id of the topic. If the
-    topic was created again, they contain several ids. If it was deleted, the metadata log contains the removal of its
-    id.
+    topic was created again, these places together contain several ids. If the topic was deleted, the metadata log
+    contains a record that removes its id.
     """
     known: dict[str, set[str]] = {topic: set() for topic in logs}
     for topic, parts in logs.items():
@@ -185,6 +185,7 @@ def _topic_records(records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
     """Yield the type, topic name and topic id of each record of the metadata log that creates or removes a topic.
 
     These records begin with a frame version, the type and its version, each in one byte (KIP-631).
+    A record that removes a topic does not contain the name, so the name is yielded as an empty string.
     """
     for record in records:
         value = record.value or b""
@@ -242,7 +243,7 @@ def _decode_value(value: bytes | None, schemas: dict[int, Any]) -> dict[str, Any
 
 
 def _follow_positions(run: LoadedRun) -> None:
-    """Find all setbacks, and the finished offsets of each group's last position."""
+    """Find all setbacks, and the offsets that are finished according to each group's last positions."""
     groups = set(run.begin.groups.values())
     for where, positions in run.positions.items():
         if where[0] not in groups:

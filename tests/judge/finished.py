@@ -2,8 +2,9 @@
 
 All offsets below the position are finished, and so are the offsets that the finished map in the position's metadata
 marks as finished. The finished map is ``1``, followed by varints in base64 without padding. A varint has seven bits in
-each byte, the lowest bits first. The numbers are the lengths of alternating runs of unfinished and finished offsets,
-which begin at the position. After a dot, a tally of dead letters may follow. docs/delivery.md describes the format.
+each byte, the lowest bits first. Each number is the length of a run of offsets. The first run begins at the
+position and is unfinished, the second run is finished, and so on in turn. After a dot, a tally of dead letters may
+follow. docs/delivery.md describes the format.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class _HistoryLine:
         return self._fields.get(name) is not None
 
     def fact(self, name: str) -> str:
-        """Return the value in field ``name`` as text, whatever its type, or an empty text if it is missing or null."""
+        """Return the field ``name`` as text, whatever its type, or an empty text if the field is missing or null."""
         return str(self._fields[name]) if self.has(name) else ""
 
     def wrong(self, why: str) -> NotJudged:

@@ -71,8 +71,8 @@ def read_positions(data: Path) -> dict[Where, list[PositionCommit]]:
 def positions_of(log: PartitionLog) -> dict[Where, list[PositionCommit]]:
     """Return the commits in one partition of __consumer_offsets, in the order in which they took effect.
 
-    A commit that had no effect is listed at the place in the log that decided this: its marker, a tombstone, a later
-    commit in the same transaction, or the end of the partition.
+    A commit that had no effect is listed where this became certain: at the marker of its transaction, at a tombstone,
+    at a later commit in the same transaction, or at the end of the log.
     """
     replay = _ReplayState()
     events: Iterable[Record | Marker] = merge(log.records, log.markers, key=lambda event: event.offset)
@@ -90,7 +90,7 @@ class _ReplayState:
 
     _history: dict[Where, list[PositionCommit]] = field(factory=dict)
     _current: dict[Where, int] = field(factory=dict)
-    """Offset of the record that set each position."""
+    """For each position, the offset in __consumer_offsets of the record that set the position."""
     _pending: dict[int, dict[Where, PositionCommit]] = field(factory=dict)
     """Commits of open transactions by producer id."""
 
@@ -182,11 +182,11 @@ class _Fields:
         return int(number)
 
     def text(self) -> str:
-        """Read a string that follows its length in two bytes. Return an empty string for null."""
+        """Read the length of a string from two bytes, and then the string. Return an empty string for null."""
         return self._text(self.take(">h"))
 
     def compact_text(self) -> str:
-        """Read a string that follows its length plus one as an unsigned varint. Return an empty string for null."""
+        """Read an unsigned varint, the length of a string plus one, and then the string. Return "" for null."""
         number = shift = 0
         while True:
             byte = self.take(">B")

@@ -45,12 +45,13 @@ def check_answered_once(run: LoadedRun) -> Iterator[Violation]:
     """Check that each acknowledged question has exactly one committed response.
 
     Each committed record with a response counts as one response. A second record of the same question allows no second
-    response. A question without a response is a violation only if the group has finished it and it has no dead letter.
+    response. A question without a response is a violation only if the answer group has finished the question
+    and the question has no dead letter.
     """
     given_up, rewinds = _dead_lettered_questions(run), _rewinds(run)
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
-        # If a tool made the finished question unfinished again, another response is allowed.
+        # Each time that a tool made the finished question unfinished again, one more response is allowed.
         again = max((_times_read_again(event, rewinds) for event in asked), default=0)
         shown = tuple(event.record for event in (*asked, *responses))
         if query_id not in run.history.asked:
@@ -141,7 +142,7 @@ def check_archive(run: LoadedRun) -> Iterator[Violation]:
 def check_visibility(run: LoadedRun) -> Iterator[Violation]:
     """Check that all citations and passages are from channels that the question lists as visible.
 
-    A passage without a channel, for example of a document, is visible to everyone.
+    A passage without a channel, for example a passage of a document, is visible to everyone.
     """
     for query_id, responses in run.responses.items():
         visible = run.history.asked.get(query_id)
@@ -269,7 +270,7 @@ def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:
 def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
     """Check that the question of each response is in the topic, and that the response is not older than the question.
 
-    The timestamps of the two producers can be compared, because both run on one machine.
+    The timestamps of question and response can be compared, because their producers run on one machine.
     """
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
@@ -283,9 +284,10 @@ def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_acknowledgements(run: LoadedRun) -> Iterator[Violation]:
-    """Check that each acknowledged record is at the offset in its acknowledgement, with the content that was sent.
+    """Check that each acknowledged record is at the offset in its acknowledgement.
 
-    The acknowledgement of a record that was sent twice may have no offset. Then a record of the same id is enough.
+    A change of a message must also have the content that was sent. The acknowledgement of a record that was sent twice
+    may have no offset. In this case, any record of the same question or message is enough.
     """
     held = {
         (record.batch.topic, *event.place): (known_as, event)
@@ -414,14 +416,14 @@ def _deletions(run: LoadedRun) -> dict[str, tuple[int, Event]]:
 
 
 def _texts_of(run: LoadedRun, removed: Iterable[str]) -> dict[str, set[str]]:
-    """Return the texts of each removed message that are long enough for a quote and occur in no other message."""
+    """Return, for each removed message, its texts that are long enough for a quote and occur in no other message."""
     texts = {name: {event.fields["content"] for event in run.messages[name]} for name in run.messages}
     by = Counter(text for said in texts.values() for text in said)
     return {name: {text for text in texts[name] if len(text) >= _SHORTEST_QUOTE and by[text] == 1} for name in removed}
 
 
 _Output = tuple[Record, tuple[str, int, int], bytes | None, tuple[Record, ...]]
-"""An output, the topic, partition and offset of its input, the key, and the record of the input if it is known."""
+"""An output, the place of its input (topic, partition, offset), the key, and the record of the input if it is known."""
 
 
 def _responses(run: LoadedRun) -> Iterator[_Output]:
@@ -443,9 +445,9 @@ def _dead_letters(run: LoadedRun) -> Iterator[_Output]:
 
 
 def _source(letter: Record) -> tuple[str, int, int]:
-    """Return the topic, partition and offset of a dead letter's original record.
+    """Return the origin of a dead letter as (topic, partition, offset).
 
-    If the headers do not name them, the topic is empty.
+    If the headers do not name the origin, the topic is empty.
     """
     facts = {name.removeprefix(_SOURCE): value for name, value in letter.headers if name.startswith(_SOURCE)}
     try:

@@ -124,7 +124,7 @@ class PartitionLog:
     partition: int
     topic_id: str | None
     start: int
-    """The offset of the first batch."""
+    """The offset at which the first segment begins."""
     end: int
     """One more than the last offset of the last batch."""
     records: tuple[Record, ...] = field(repr=False)

@@ -36,7 +36,7 @@ class Verdict:
     reason: str | None = None
     facts: dict[str, object] = field(factory=dict)
     unfinished: dict[str, int] = field(factory=dict)
-    """The numbers of unfinished questions and messages, if the run did not settle."""
+    """The numbers of unfinished questions and of unfinished changes of messages, if the run did not settle."""
     torn: tuple[str, ...] = ()
     rulings: tuple[Ruling, ...] = ()
 

@@ -309,7 +309,7 @@ class FakeDiscord:
                 if fault.status == 0:
                     assert request.transport is not None
                     request.transport.close()
-                # discord.py treats a 429 without this header as a Cloudflare ban.
+                # discord.py treats a 429 without the header Via as a Cloudflare ban.
                 return _json(fault.body, status=fault.status or 500, headers={"Via": "1.1 fake"})
         return await handler(request)
 

@@ -1,6 +1,6 @@
 """The objects of the fake Discord: people, guilds, channels and messages, with Discord's payload for each.
 
-Tests create and read these objects, and pass them to the methods of the server, which change the objects.
+Tests create and read these objects. The methods of the server take the objects as arguments and change them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Payload = dict[str, Any]
 
 
 def new_id(at_ms: int | None = None) -> str:
-    """Return a new snowflake with the time ``at_ms``, or now. Of ids with the same time, the newest is the greatest."""
+    """Return a new snowflake of ``at_ms`` (None: now). Of the ids of one time, the newest id is the greatest."""
     now_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
     return str(((now_ms - _EPOCH_MS) << 22) | (next(_count) & 0x3FFFFF))
 
