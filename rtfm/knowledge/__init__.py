@@ -30,7 +30,7 @@ __all__ = [
 
 @frozen(kw_only=True)
 class Knowledge:
-    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None without such a model."""
+    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None if there is no model."""
 
     archive: SqlArchive
     vectors: ChromaVectors

@@ -39,21 +39,23 @@ _MAX_COUNTED, _MAX_COUNTED_ALONE = 80, 400
 The constants ending in ``ALONE`` apply when there is no search by meaning."""
 
 _MIN_EXACT_LIMIT = 1_000
-"""Comparing this many visible passages one by one takes about as long as Chroma's fastest query."""
+"""If at most this many passages are visible, they are compared without Chroma, unless ``exact_limit`` is given.
+
+Comparing this many passages one by one takes about as long as Chroma's fastest query."""
 
 _ENTRIES_PER_PASSAGE = 2.5
-"""Average number of entries of a passage near a question that are near the question, too.
+"""If a passage is near a question, on average this many of its entries are near the question.
 
-These are the entry of the passage and the entries of its messages."""
+The entries of a passage are the entry of the passage itself and the entries of its messages."""
 
 _MIN_ENTRIES, _MAX_ENTRIES = 120, 12_800
 """Minimum and maximum number of entries that a query asks Chroma for."""
 
 _MAX_POSTINGS, _MAX_POSTINGS_ALONE = 1_000, 4_000
-"""Maximum number of matches of the terms that are searched singly: the sum, over these terms, of matching passages.
+"""The rarest terms are searched singly while the sum of their matching passages is at most this number.
 
-The rarest terms are searched singly, and the next terms only in pairs. The second number applies when there is no
-search by meaning."""
+The next terms are searched only in pairs. The second number applies when there is no search by meaning. If only some of
+the guild's passages are visible, the second number is multiplied by up to 4."""
 
 _MAX_PAIRED_TERMS = 6
 """Maximum number of terms that are combined into pairs."""
@@ -122,7 +124,7 @@ class CandidateSearch:
             found = _search_exactly(view, search, 2 * limit)
             if found is not None:
                 return found
-            # The counts are outdated: more passages are visible than they say.
+            # The counts are outdated: more than twice ``limit`` passages are visible.
             visible = 2 * limit
         share = total / max(visible, 1)
         if search.vector is None:
@@ -162,7 +164,8 @@ class CandidateSearch:
 def select_candidates(candidates: Sequence[Candidate], found: CandidateSet, scorer: LexicalScorer) -> list[Candidate]:
     """Select the passages to score from ``candidates``, which are the passages of ``found`` with their terms.
 
-    All passages that were found by meaning are selected. Of those that were found by terms, the best by BM25 are.
+    All passages that were found by meaning are selected. Of the passages that were found by terms, those with the most
+    BM25 points are selected.
     """
     points = {candidate.passage_id: scorer.points(candidate.counts, candidate.length) for candidate in candidates}
     best = sorted(points.keys() & found.lexical_ids, key=lambda passage_id: (-points[passage_id], passage_id))

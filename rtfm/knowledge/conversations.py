@@ -14,7 +14,9 @@ from rtfm.knowledge.splitting import MAX_TOKENS, estimate_tokens, split
 from rtfm.knowledge.words import strip_mentions
 
 PASSAGE_WORDS = 200
-"""Maximum number of words of a passage. The embedding model reads 256 tokens of a text, which are about 200 words."""
+"""Maximum number of words of a passage that messages share.
+
+The embedding model reads 256 tokens of a text, which are about 200 words."""
 
 _ADDRESS_CHARACTERS = 200  # characters at the start of a message in which the name of an addressee is looked for
 
@@ -39,7 +41,7 @@ class ConversationLine:
 
 
 def spoken_text(content: str, names: Sequence[str] = ()) -> str:
-    """Return a message's text without mentions, and without a name at its start if it is one of ``names``."""
+    """Return a message's text without mentions, and without the name at its start if ``names`` contains this name."""
     text = strip_mentions(content).strip()
     start = NAME_AT_START.match(f"{text} " if len(text) < _ADDRESS_CHARACTERS else text[:_ADDRESS_CHARACTERS])
     if start and start.group(1).lower() in {name.lower() for name in names}:
@@ -53,8 +55,8 @@ def build_passages(
     """Return a conversation's passages in ``channel``, without vectors, and the passage id of each message.
 
     Messages that are short enough share passages of at most ``PASSAGE_WORDS`` words. Long messages and files are split
-    into parts, and each part is a passage. Messages without text and files are left out. If a message is not in a
-    shared passage, its passage id is that of its first part.
+    into parts, and each part is a passage. Messages with neither text nor files are left out. If a message is not
+    in a shared passage, its passage id is that of its first part.
 
     - The id of the first shared passage is the id of the conversation.
     - The id of the n-th shared passage after the first one is ``<conversation>/<n>``.

@@ -1,9 +1,9 @@
 """The embedding model: all-MiniLM-L6-v2 in ONNX, the model that Chroma uses by default.
 
 This module loads the model's files and embeds texts in batches. From the same files, it makes the same vectors as
-Chroma's embedding function (256 tokens, mean pooling, unit length). This module is faster because it pads the texts of
-a run only to the longest one. It does not download the model: `rtfm-cli local up`, `rtfm-cli demo`, `rtfm-cli doctor
---fetch-model` and Compose's `init` service do.
+Chroma's embedding function (256 tokens, mean pooling, unit length). This module is faster because it pads texts
+only to the length of the longest text in the same run of the model. The model is downloaded by `rtfm-cli local up`,
+`rtfm-cli demo`, `rtfm-cli doctor --fetch-model` and Compose's `init` service, not by this module.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class OnnxEmbedding:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # With the arena, the process would keep the memory of its largest batch until the process ends.
+        # With onnxruntime's memory arena, the process would never release the memory of its largest batch.
         options.enable_cpu_mem_arena = False
         try:
             session = onnxruntime.InferenceSession(
@@ -183,7 +183,7 @@ def _describe_missing(directory: Path) -> str:
 
 
 def _model_identity(folder: Path) -> str:
-    """Return the model's name: the name of its folder, and a digest of the files on which its vectors depend."""
+    """Return the model's name: the name of its folder, and a digest of the model's files."""
     digest = hashlib.sha256()
     for name in _FILES:
         with (folder / name).open("rb") as file:

@@ -1,4 +1,4 @@
-"""The ids of entries in Chroma. Each passage and each message with a vector has an entry. Pure."""
+"""The ids of entries in Chroma. A passage or message has an entry if it has a vector. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Table = Literal["passages", "messages"]
 TABLES: tuple[Table, ...] = ("passages", "messages")
 
 PREFIX: dict[Table, str] = {"passages": "p", "messages": "m"}
-"""The prefix before the id of a row in the id of its entry, by table."""
+"""The prefix for each table. The id of an entry is the prefix of the table, followed by the id of the row."""
 
 
 def entry_id(table: Table, row_id: str) -> str:

@@ -23,12 +23,12 @@ MAX_WORDS = 300
 """Coverage counts the relevant messages in this many words at the start of the result."""
 
 MAX_PASSAGES = 20
-"""Maximum number of passages that a search returns. It is chosen so that they contain more than 300 words."""
+"""Maximum number of passages that a search returns. So many passages usually contain more than 300 words."""
 
 
 @frozen(kw_only=True)
 class LabelledQuestion:
-    """A question with the ids of the messages that answer it. ``message_id`` is that of the question."""
+    """A question with the ids of the messages that answer it. ``message_id`` is the id of the question's message."""
 
     message_id: str
     question: str

@@ -16,7 +16,10 @@ def to_bytes(vector: Vectors) -> bytes:
 
 
 def from_bytes(vectors: Sequence[bytes]) -> Vectors:
-    """Return stored vectors, all of one dimension, as an array of shape (len(vectors), dimension), or (0, 0)."""
+    """Return stored vectors, all of one dimension, as an array of shape (len(vectors), dimension).
+
+    If ``vectors`` is empty, the shape is (0, 0).
+    """
     if not vectors:
         return np.empty((0, 0), dtype=np.float32)
     return np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)

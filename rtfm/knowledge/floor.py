@@ -16,7 +16,7 @@ from rtfm.knowledge.retrieval import Retriever
 from rtfm.telemetry import get_logger
 
 GROWTH = 1.5
-"""A floor is calibrated again when the corpus has this many times the passages of the last calibration."""
+"""A floor is calibrated again when the number of passages has grown by this factor since the last calibration."""
 
 MIN_PASSAGES = 50
 """A floor is calibrated only if the corpus has at least this many passages. A smaller corpus has the default floor."""
@@ -33,7 +33,7 @@ def compute_floor(values: Sequence[float]) -> float:
     """
     cuts = statistics.quantiles(values, n=20, method="inclusive")
     lower, middle, upper, high = cuts[4], cuts[9], cuts[14], cuts[18]
-    deviation = (upper - lower) / 1.349  # the interquartile range of a normal distribution in standard deviations
+    deviation = (upper - lower) / 1.349  # the quartiles of a normal distribution are this many deviations apart
     return min(max(high + (high - upper) / 2, middle + 2.5 * deviation), middle + 3 * deviation)
 
 
@@ -45,9 +45,9 @@ def calibrate(
     force: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Calibrate the floor of a guild if it is due (see ``count_if_outgrown``), or always with ``force``.
+    """Calibrate the floor of a guild if the floor is due (see ``count_if_outgrown``) or ``force`` is True.
 
-    A guild with fewer than ``MIN_PASSAGES`` passages is never calibrated, not even with ``force``. Stops without a
+    If the guild has fewer than ``MIN_PASSAGES`` passages, nothing is done, not even with ``force``. Stops without a
     change once ``is_stopped`` returns True. Raises Unavailable when a store does not respond.
     """
     mode = retriever.mode_in(guild_id)

@@ -83,7 +83,7 @@ class LeftOut:
 
 @define
 class LeftOutState:
-    """The left-out messages of a file: their number, also by reason, and the first ones with their places."""
+    """The left-out messages of a file: their number, their number by reason, and the places of the first ones."""
 
     count: int = 0
     first: list[LeftOut] = field(factory=list)
@@ -335,7 +335,7 @@ def _parse_time(value: object, place: str) -> TimestampMillis:
 
 
 def _parse_exported_at(document: Mapping[str, Any]) -> TimestampMillis | None:
-    """Return the time of the export, or the present time if the exporter's clock was ahead; None if it is not given."""
+    """Return the time of the export, or the present time if this is earlier; None if the file has no valid time."""
     try:
         return min(_parse_time(document.get("exportedAt"), "exportedAt"), now_ms())
     except _Invalid:

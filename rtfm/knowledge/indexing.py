@@ -1,9 +1,9 @@
 """Indexing: links changed messages to conversations and updates the passages and vectors of those conversations.
 
 A batch is written in three steps: one embedding call, the changes in Chroma, and one transaction of the archive. The
-archive comes last because a batch counts as done when its transaction is committed. If an earlier step fails, the batch
-is repeated and writes entries with the same ids to Chroma again. Therefore indexing a batch again changes nothing. The
-caller decides which version of a message is the newest.
+archive comes last because a batch counts as done when its transaction is committed. If a step fails, the batch is
+repeated. The entries of a batch have the same ids each time, so the repetition replaces the entries that the failed
+attempt has written. The caller decides which version of a message is the newest.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _log = get_logger(__name__)
 class BatchState:
     """The state of a batch while it is indexed.
 
-    ``messages`` and ``channels`` are those of the batch as the archive has them, updated by the events that were
-    applied so far. ``changed`` and ``touched_channels`` are the messages and channels that must be written.
+    ``messages`` and ``channels`` are the messages and channels of the batch. They are read from the archive and updated
+    by each event that is applied. ``changed`` and ``touched_channels`` are the messages and channels to write.
     """
 
     messages: dict[str, StoredMessage] = field(factory=dict)
@@ -153,7 +153,8 @@ class Indexer:
         passage_of_entry = {passage_entry(passage.passage_id): passage.passage_id for passage in changed}
         passage_of_entry |= {message_entry(message.message_id): passage_of[message.message_id] for message in with_text}
         for guild_id, collection in collections.items():
-            # The guild's entries that this batch affects. Those with a vector are written, the others are deleted.
+            # The guild's entries that this batch affects. Entries with a vector are written to Chroma, and entries
+            # without a vector are deleted from Chroma.
             touched_ids = {passage_entry(p.passage_id) for p in [*removed, *changed] if p.guild_id == guild_id}
             touched_ids |= {
                 message_entry(m.message_id)
@@ -276,7 +277,7 @@ def _is_changed(before: StoredPassage, after: StoredPassage, *, with_vector: boo
 
 
 def _may_be_indexed(message: StoredMessage) -> bool:
-    """Whether Chroma may have an entry of an earlier version: the message is deleted or edited."""
+    """Whether the message is deleted or edited, so that Chroma may have an entry of an earlier version."""
     return message.deleted or message.version != 2 * message.created_at
 
 

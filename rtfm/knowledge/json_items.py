@@ -1,7 +1,7 @@
 """Reads a JSON object of any length from a file, one value at a time.
 
-Memory use stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains. An error names its
-place in the file, if it has one. The values themselves are not checked.
+Memory use stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains. If an error has a place
+in the file, the error text names the place. The values themselves are not checked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MAX_VALUE = 16_000_000
 _CHUNK = 65_536
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 20
-"""Number of characters at the end of the text read so far in which a JSON error may be no error of the file.
+"""If a JSON error is within this many characters of the end of the text read so far, the file may still be valid.
 
-There, a literal, number or escape may be incomplete only because it continues in the part that is not read yet."""
+A literal, number or escape at the end of this text may continue in the part of the file that is not read yet."""
 
 _MAX_NUMBER_DIGITS = 4_000
 """A number with at least this many digits is read as a float.
@@ -105,7 +105,7 @@ class _TextReader:
         self._bytes = 0
         self._text = ""
         self._at = 0
-        self._line, self._column = 1, 1  # of the first character of the text
+        self._line, self._column = 1, 1  # of the first character of ``_text``
         self._ended = False
 
     def peek(self) -> str:
@@ -138,7 +138,7 @@ class _TextReader:
             except RecursionError as exc:
                 raise NotJson("it is nested too deeply") from exc
             else:
-                # A number at the end of the text may continue in the file.
+                # A number at the end of the text may continue in the file, so more of the file is read first.
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value

@@ -31,10 +31,10 @@ WINDOW = 100
 """Number of the channel's latest messages whose conversations a message can join."""
 
 CONTEXT = 2 * WINDOW
-"""Number of messages before the first message to link that must be known.
+"""This many messages before the first message to link must be known.
 
-These are the window of that message, and another 100 messages before the window. The authors of the other 100 messages
-are people whom the messages of the window may address."""
+These are the window of the first message to link, and the 100 messages before the window. The messages of the window
+may address the authors of the 100 messages before it."""
 
 MAX_CANDIDATES = 30
 """Maximum number of existing conversations that get a score for a message. The most recent ones are chosen."""
@@ -55,10 +55,12 @@ _AGREEMENT = re.compile(
 )
 
 _COMMON_NAME = 4
-"""A name that occurs this often in the window without addressing anyone counts as an ordinary word."""
+"""If a name occurs this often in the window, except to address somebody, it counts as an ordinary word.
+
+For a name in the middle of a message, half of this number is enough."""
 
 _SCARCITY_WINDOW = 60
-"""Number of the latest messages from which the share of messages that address someone is computed."""
+"""The share of messages that address someone is computed from this many of the latest messages."""
 
 _WORD_HALF_LIFE = 25.0
 """A word counts half if it last occurred this many messages ago."""
@@ -154,8 +156,8 @@ class _ConversationState:
     ``starter`` is the author of the conversation's first message. ``last`` is the place of its last message, and
     ``asks`` is true if its last message is a question. ``recent_size`` is the number of its messages among the
     channel's last 10. ``last_by`` and ``addressed_at`` give, for each person, the place where they last spoke or were
-    last addressed. ``pairs`` are (author, addressee). ``words`` gives the last place of each word that the message to
-    link also has.
+    last addressed. ``pairs`` are (author, addressee). If a word also occurs in the message
+    to link, ``words`` gives the place where the word last occurred in the conversation.
     """
 
     starter: str
@@ -174,11 +176,11 @@ class _ConversationState:
 class _IncomingMessage:
     """The facts about the message to link from which the features are computed.
 
-    ``rarity`` gives the rarity in the window of each word of the message. ``scarce`` is the share of messages that
-    address nobody. The following are each a (place, conversation id), or None if there is no such message in the
-    window: ``own_last`` is the speaker's last message, ``addressed_last`` is the last message that addresses the
-    speaker, and ``addressee_last`` is the addressee's last message. ``own_conversations`` is the number of
-    conversations in which the speaker has spoken.
+    ``rarity`` says, for each word of the message, how rare the word is in the window. ``scarce`` is the share of
+    messages that address nobody. Three fields refer to a message by its place and conversation id: ``own_last`` to the
+    speaker's last message, ``addressed_last`` to the last message that addresses the speaker, and ``addressee_last`` to
+    the addressee's last message. A field is None if there is no such message in the window. ``own_conversations`` is
+    the number of conversations in which the speaker has spoken.
     """
 
     place: int
@@ -250,7 +252,10 @@ class Window:
         return ()
 
     def choices(self, message: StoredMessage) -> list[tuple[str | None, Features]]:
-        """Return the ids of the conversations that a message may belong to, with their features; None: a new one."""
+        """Return the ids of the conversations that a message may belong to, with their features.
+
+        The id None stands for a new conversation.
+        """
         text = _beginning(message)
         words = frozenset(terms(text))
         conversations = self._describe_conversations(words)

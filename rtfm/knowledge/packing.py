@@ -14,7 +14,7 @@ import attrs
 from rtfm.knowledge.passages import Passage
 
 NEARBY_WEIGHT = 0.5
-"""Nearness to the best passage adds at most this share of the best passage's score to a score.
+"""The boosted score of a passage near the best passage gains at most this share of the best passage's score.
 
 Coverage rises with this weight up to 0.3, and is about the same from 0.3 to 0.5. The value was chosen on conversations
 from which the linker had not learned."""

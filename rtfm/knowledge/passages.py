@@ -32,8 +32,8 @@ class PassageMessage:
 class Passage:
     """A found passage, with its messages in order.
 
-    ``boosted_score`` is the score, raised if the passage is near the best one. Passages with the highest boosted score
-    are shown first.
+    ``boosted_score`` is higher than ``score`` if the passage is near the best passage and shares speakers with the best
+    passage. Passages with the highest boosted score are shown first.
     """
 
     passage_id: str

@@ -1,7 +1,7 @@
 """Off-topic questions that calibrate a guild's relevance floor. Pure.
 
-The topics are very different, so any one guild discusses only few of them. The high evidence of these few topics raises
-the floor only a little; see ``floor.compute_floor``.
+The topics are very different, so a guild should discuss only a few of them. The high evidence of these few topics
+raises the floor only a little; see ``floor.compute_floor``.
 """
 
 from __future__ import annotations

@@ -145,9 +145,10 @@ def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> 
 
 
 def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
-    """Do the same as ``find_due``, but compare only the recorded model and rules.
+    """Return the guilds ('' for direct messages) with an outdated recorded model or rules, and the reason for each.
 
-    The time that this takes does not depend on the number of messages in the archive.
+    Unlike ``find_due``, this function counts no passages or vectors. Therefore its time does not depend on the number
+    of messages in the archive.
     """
     recorded = archive.collections.find([*archive.guilds(), ""])
     return {
@@ -284,7 +285,7 @@ def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:
 
 
 def _repeat_catch_up(catch_up: Callable[[], int]) -> None:
-    """Call ``catch_up`` until it finds at most a batch of changes, or ``_MAX_CATCH_UPS`` times.
+    """Call ``catch_up`` until it finds at most ``BATCH`` changes, but not more than ``_MAX_CATCH_UPS`` times.
 
     Few changes should remain, because ingest has to wait while they are written.
     """
@@ -303,7 +304,7 @@ class _Reindexing:
     _relink: bool
 
     def run(self, rebuild_plan: RebuildPlan, progress: Progress) -> None:
-        """Build all passages and vectors in staging, then replace the guild's passages and vectors with them."""
+        """Build new passages and vectors in staging, then let them replace the guild's old passages and vectors."""
         guild_id = self._new.guild_id
         # The channels are read before staging copies them, so that staging has every channel that is read here.
         channels = self._knowledge.archive.channels(guild_id)

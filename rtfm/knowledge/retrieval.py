@@ -47,7 +47,7 @@ A candidate that is older by ``FRESH_HALF_LIFE_MS`` milliseconds gains half of t
 decides only between nearly equal scores."""
 
 _MAX_NEARBY = 20
-"""Maximum number of passages from around the best one that are added to a result."""
+"""Maximum number of passages that are added to a result because they are near the best passage in its channel."""
 
 _MODEL_DIFFERS = "the vectors are not of this embedding model, or are missing"
 _VECTORS_LOST = "Chroma does not have this guild's vectors"
@@ -71,10 +71,10 @@ class Ranks:
 
 @frozen(kw_only=True)
 class Explanation:
-    """An account of how a search reached its result, without text or ids from channels that are not visible.
+    """Explains how a search reached its result, without text or ids from channels that are not visible.
 
-    ``visible_channels``, ``looked_at`` and ``candidates`` are numbers: of visible channels, of compared vectors and of
-    scored passages. ``calibrated`` is False if ``floor`` is a default floor. ``ranks`` are by passage id.
+    ``visible_channels`` is the number of visible channels, ``looked_at`` that of compared vectors, and ``candidates``
+    that of scored passages. ``calibrated`` is False if ``floor`` is a default floor. ``ranks`` are by passage id.
     """
 
     guild_id: str
@@ -90,10 +90,11 @@ class Explanation:
 
 @frozen(kw_only=True)
 class SearchResult:
-    """The result of a search. ``passages``, best first, are empty if no passage is near enough to the question.
+    """The result of a search. ``passages`` lists the best passage first.
 
-    ``nearby`` are further passages that are near the best one in its channel. If there is an embedding model but the
-    search could not use vectors, ``rebuild_due`` is the reason; otherwise it is None.
+    If no passage is near enough to the question, ``passages`` is empty. ``nearby`` are further passages from the
+    channel of the best passage, shortly before or after the best passage. If there is an embedding model but the search
+    could not use vectors, ``rebuild_due`` is the reason; otherwise it is None.
     """
 
     mode: Mode
@@ -134,8 +135,8 @@ class Retriever:
         """Prepare for searches. If ``embedding`` is None, they use terms alone.
 
         If at most ``exact_limit`` passages are visible, all their vectors are compared. Otherwise Chroma finds the
-        nearest vectors. By default, the limit is about the number of passages from which comparing all vectors takes
-        longer than a query to Chroma.
+        nearest vectors. By default, the limit is about the number of passages for which comparing all vectors takes
+        as long as a query to Chroma.
         """
         self._archive = archive
         self._embedding = embedding

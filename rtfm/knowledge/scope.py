@@ -1,4 +1,4 @@
-"""The channels that a search from the command line may use. No Discord roles say what its reader may see."""
+"""The channels that a search from the command line may use. Such a search has no Discord roles to check."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def console_scope(
     """Return the guild id and the visible channel ids for a search from the command line.
 
     - With ``channel_ids``, these channels are visible.
-    - Otherwise the channels of ``guild_id`` are visible, or if it is None, those of the archive's only guild. Private
-      threads, direct messages and channels of unknown kind are left out.
-    - In an empty archive, no channel is visible.
+    - Otherwise the channels of ``guild_id`` are visible. If ``guild_id`` is None, the channels of the archive's only
+      guild are visible. Private threads, direct messages and channels of unknown kind are left out.
+    - If neither argument is given and the archive contains no guild, no channel is visible.
 
     Raises ConfigError when neither argument is given and the archive has several guilds, when a given guild or channel
     is not in the archive, and when the channels do not all belong to one guild (``guild_id``, if given).
@@ -39,7 +39,7 @@ def console_scope(
         (guild_id,) = guilds
     elif guild_id not in guilds:
         raise ConfigError(f"guild {guild_id} is not in the archive", hint=f"It holds: {_join_guilds(guilds)}.")
-    # The access channel of a public thread is its parent, which may have no messages of its own in the archive.
+    # Access channels are returned. For a public thread this is the parent, even if the archive has no message of it.
     return guild_id, sorted({c.acl_channel_id for c in archive.channels(guild_id) if c.kind in _PUBLIC})
 
 

@@ -24,8 +24,8 @@ LEXICAL_WEIGHT = 0.5
 ANSWERED_WEIGHT, ANSWERED_WEIGHT_LEXICAL = 0.06, 0.03
 """The weights of the combined score. Other values near them give about the same quality (docs/decisions/0011).
 
-The ``ANSWERED`` weights, for hybrid and for keyword search, are added for passages with at least two speakers, because
-a message without a reply rarely contains an answer."""
+An ``ANSWERED`` weight (the first in hybrid search, the second in keyword search) is added to the score of a passage
+with at least two speakers, because a message without a reply rarely contains an answer."""
 
 KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
@@ -56,7 +56,7 @@ class LexicalScorer:
 
     @classmethod
     def of(cls, words: Sequence[str], frequencies: Mapping[str, int], corpus: Corpus) -> LexicalScorer:
-        """Build a scorer for the question's terms ``words``, without repetitions, from their ``frequencies``."""
+        """Build a scorer from the question's terms ``words``, each given once, and from their ``frequencies``."""
         total = max(corpus.passages, _MIN_CORPUS)
         rarity = {}
         for word in words:
@@ -85,8 +85,9 @@ class LexicalScorer:
 class Nearness:
     """How near a passage is to a question.
 
-    ``meaning`` is the mean of two cosines to the question, that of the passage and that of its best message; None
-    without vectors. ``points`` are the points of BM25. ``words`` is the number of the question's terms in the passage.
+    ``meaning`` is the mean of two cosines: of the passage and the question, and of the passage's best message and the
+    question. Without vectors, ``meaning`` is None. ``points`` are the points of BM25. ``words`` is the number of the
+    question's terms in the passage.
     """
 
     score: float
@@ -98,7 +99,7 @@ class Nearness:
 def nearness(
     candidate: Candidate, vectors: PassageVectors, question: Vectors | None, scorer: LexicalScorer
 ) -> Nearness:
-    """Compare a passage with a question: by meaning and terms, or by terms alone if a vector is missing."""
+    """Compare a passage with a question: by meaning and terms, or by terms alone if either of them has no vector."""
     points = scorer.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
     share = scorer.share(points)

@@ -2,8 +2,8 @@
 
 The number of a part's tokens is estimated, not computed with the model's tokenizer, because the parts must be the same
 with any model and without a model. Between parts, only white space is lost. If a code block fits into a part, it is not
-split. A longer code block is split between its lines, or within a line that does not fit. Then the code in each part is
-a code block again.
+split. A longer code block is split between its lines, or within a line that does not fit. Each part of the code becomes
+a code block of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|\Z)\s*", re.DOTALL)
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate the number of tokens of ``text`` in BERT's tokenizer: one per mark, and one per about three letters."""
+    """Estimate how many tokens BERT's tokenizer makes of ``text``: one per symbol, about one per three letters."""
     words = _WORD.findall(text)
     return 2 + len(words) + sum([_estimate_word_tokens(word) - 1 for word in words if len(word) > 1])
 
@@ -98,7 +98,8 @@ def _split_code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
     """Yield code blocks that each fit into a part and together contain the lines of ``block``."""
     fenced = _FENCED.match(block)
     language, code = (fenced["language"] or "\n", fenced["code"]) if fenced else ("\n", block)
-    if estimate_tokens(language) > max_tokens // 4:  # too long for a language, and to repeat in every part
+    # A first line that is this long is not the name of a language, and every part would repeat it.
+    if estimate_tokens(language) > max_tokens // 4:
         language, code = "\n", language + code
     frame = estimate_tokens(f"```{language}```")
     lines: list[str] = []

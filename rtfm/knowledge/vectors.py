@@ -1,9 +1,8 @@
 """The vectors in Chroma: writes them, and finds the entries that are nearest to a question.
 
-There is a collection for each guild and generation, with cosine distance. It contains an entry for each passage and
-each message with a vector; the metadata of an entry names the passage. A rebuild makes the next generation, and the
-archive records which generation is in use. Everything in Chroma can be restored from the archive, which stores every
-vector.
+There is a collection for each guild and generation, with cosine distance. A passage or message has an entry in it if it
+has a vector; the metadata of an entry names the passage. A rebuild makes the next generation, and the archive records
+which generation is in use. Everything in Chroma can be restored from the archive, which stores every vector.
 
 This module does not check which channels are visible. The archive filters the result of a search, because a ``where``
 condition would make Chroma scan the collection.
@@ -37,7 +36,9 @@ _BATCH = 1000
 """Maximum number of entries of a request. Chroma's limit is 5,461 with SQLite. Larger requests take more memory."""
 
 _REFUSES_CONTENT = frozenset({400, 413, 414, 422})
-"""HTTP statuses that mean that Chroma can never store the content. 404 and 409 depend on Chroma's current state."""
+"""HTTP statuses that mean that Chroma can never store the content.
+
+404 and 409 are not among them, because these two depend on Chroma's current state."""
 
 _IDS_PER_PAGE = 10_000
 """Maximum number of ids that a request reads."""
@@ -49,7 +50,7 @@ _MAX_LINE_CHARACTERS = 300
 
 @frozen(kw_only=True)
 class VectorEntry:
-    """One vector in Chroma. ``vector`` is float32, of one dimension and unit length."""
+    """One vector in Chroma. ``vector`` is a one-dimensional array of float32 with unit length."""
 
     entry_id: str
     passage_id: str
@@ -63,7 +64,8 @@ class WrongCollection(ConfigError):
 class ChromaVectors:
     """The vectors on a Chroma server. Thread-safe.
 
-    Every method raises Unavailable when Chroma does not respond, and InvalidEvent when Chroma can never store a value.
+    A method that makes requests raises Unavailable when Chroma does not respond, and InvalidEvent when Chroma can never
+    store a value.
     """
 
     def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
@@ -72,7 +74,7 @@ class ChromaVectors:
         self._url = redact_address(url).rstrip("/")
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self._request_timeout_s = request_timeout_s
-        # A collection's name must begin with a letter or digit, so an x is added to another prefix.
+        # A collection's name must begin with a letter or digit. If the prefix does not, an x is put before it.
         self._prefix = prefix if prefix[:1].isalnum() else f"x{prefix}" if prefix else ""
         self._lock = threading.Lock()
         self._cached_client: Any = None
@@ -124,7 +126,7 @@ class ChromaVectors:
         return [str(entry_id) for entry_id in found["ids"][0]]
 
     def entry_ids(self, guild_id: str, *, generation: int = 0, model: str = "") -> set[str]:
-        """Return the ids of all entries of a guild. The result is empty if the vectors are of another model."""
+        """Return the ids of all entries in a collection. The result is empty if its vectors are of another model."""
         found: set[str] = set()
         with self._collection(guild_id, generation) as collection:
             if collection is None or _differs(model, (collection.metadata or {}).get("model")):
@@ -136,7 +138,7 @@ class ChromaVectors:
                     return found
 
     def count(self, guild_id: str, *, generation: int = 0) -> int:
-        """Return the number of entries of a guild."""
+        """Return the number of entries in a collection."""
         with self._collection(guild_id, generation) as collection:
             return 0 if collection is None else int(collection.count())
 
@@ -254,15 +256,15 @@ class ChromaVectors:
         try:
             yield
         except (BatchSizeExceededError, DuplicateIDError, InvalidUUIDError) as exc:
-            # Chroma's client raises these before it makes a request.
+            # Chroma's client raises these errors before it makes a request.
             raise InvalidEvent(f"Chroma cannot store a value: {_first_line(str(exc))}") from exc
         except (InvalidArgumentError, InvalidDimensionException) as exc:
             if "dimension" not in str(exc):
                 raise self._unavailable(exc) from exc
             raise WrongCollection(f"Chroma at {self._url}: {str(exc).partition(chr(10))[0]}", hint=_REBUILD) from exc
         except (httpx.TransportError, TimeoutError) as exc:
-            # The other connections of the client may be broken, too, and each of them would take as long to fail. So
-            # all of them are closed.
+            # If one connection of the client is broken, the others may be broken, too. Each would take as long to fail,
+            # so all connections are closed.
             self.close()
             raise self._unavailable(exc) from exc
         except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
