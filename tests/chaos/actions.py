@@ -38,8 +38,8 @@ class Action:
     """A kind of action.
 
     ``target`` chooses the worker or dependency to act on. It returns None if the action is impossible now, and an empty
-    text if ``do`` chooses the target. ``do`` acts on the target. It returns a description of what it did, or None if it
-    did nothing.
+    text if ``do`` chooses the target. ``do`` acts on the target, and returns a description of what it did, or None
+    if it did nothing.
     """
 
     target: Callable[[], str | None]
@@ -87,7 +87,7 @@ class Chaos:
         self.done: Counter[str] = Counter(dict.fromkeys(self.actions, 0))
 
     def begin(self, workers: int) -> None:
-        """Start this number of workers."""
+        """Start workers. ``workers`` is their number."""
         for _ in range(workers):
             self.print_progress(self._add(self._newcomer() or ""))
 

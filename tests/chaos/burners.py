@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# A busy process ends when its standard input is closed. The input is closed when its parent ends, even by kill -9.
+# A busy process ends when its standard input is closed. Its input is closed when the run ends, even by kill -9.
 _BURN = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()

@@ -37,7 +37,7 @@ class Cluster:
     """Three brokers with the numbers 1 to 3. Each broker is also a controller."""
 
     def __init__(self, home: Path, proxies: ExitStack) -> None:
-        """Open the proxies, which ``proxies`` will close. The brokers will keep their data below ``home``."""
+        """Open the proxies. The stack ``proxies`` will close them. The brokers will keep their data below ``home``."""
         kinds = ("kafka", "kafka-controller")
         numbers = range(1, BROKERS + 1)
         ports = services.free_ports(f"{kind} {number} {end}" for kind in kinds for number in numbers for end in "io")
@@ -66,7 +66,7 @@ class Cluster:
         return ",".join(f"127.0.0.1:{self._proxies[number]['kafka'].port}" for number in numbers)
 
     def cut_off(self, number: int) -> None:
-        """Block all traffic between broker ``number`` and clients, and between it and the other brokers."""
+        """Block all traffic of broker ``number`` with clients and with the other brokers."""
         for other, proxies in self._proxies.items():
             for proxy in proxies.values():
                 if other == number:
@@ -120,7 +120,7 @@ class Cluster:
         eventually(lambda: self._check_state(lambda brokers, short: brokers == BROKERS and not short), timeout_s=180)
 
     def wait_missed(self, number: int) -> None:
-        """Wait until the other brokers have removed broker ``number`` from the cluster and the in-sync replicas."""
+        """Wait until the other brokers have removed broker ``number`` from the cluster and from in-sync replicas."""
 
         def missed(brokers: int, short: list[str]) -> bool:
             return (
@@ -132,7 +132,10 @@ class Cluster:
         eventually(lambda: self._check_state(missed), timeout_s=180)
 
     def _check_state(self, check: Callable[[int, list[str]], bool]) -> bool:
-        """Return the result of ``check``, called with the number of brokers and the under-replicated partitions."""
+        """Call ``check`` with the number of brokers and the under-replicated partitions, and return its result.
+
+        If no broker responds, return False without the call.
+        """
         try:
             return check(*self._state())
         except KafkaException:  # no broker responds

@@ -1,4 +1,4 @@
-"""Ends a run early, after a signal or at its time limit, by an exception in the main thread."""
+"""Ends a run early by an exception in the main thread, after a signal or at the time limit of the run."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class OutOfTime(BaseException):
 
 
 def end_limit() -> None:
-    """Let no time limit end the run any more."""
+    """Cancel the time limit of the run."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
 def endings(folder: Path, limit_s: float) -> Iterator[None]:
-    """Raise Interrupted at the first of INTERRUPTS, and OutOfTime after ``limit_s``, while the block runs.
+    """While the block runs, raise Interrupted at the first signal of INTERRUPTS, and OutOfTime after ``limit_s``.
 
-    Before the exception, all processes in working folders at or below ``folder`` are killed, so that the run does not
+    Before the exception, all processes whose working folder is ``folder`` or below are killed, so that the run does not
     wait for them. Later signals of INTERRUPTS are ignored: `make` and `timeout` send a signal to a process and to its
     group, so the process gets the signal twice.
     """

@@ -26,7 +26,7 @@ VERDICT = "verdict.json"
 """The name of the file that the judge writes into the folder of the run."""
 READER = "plain"
 _POLL_S = 10.0
-"""If a broker sends nothing for this long, the broker counts as down."""
+"""If nothing arrives from Kafka for this many seconds, Kafka counts as down."""
 
 
 def write_seen(settings: Settings, history: History, topics: Sequence[str]) -> None:
@@ -70,7 +70,10 @@ def write_archived(settings: Settings, history: History) -> None:
 
 
 def keep_services(home: Path, history: History) -> None:
-    """Move Kafka's data and the logs of the dependencies from ``home`` to the run's folder. They must have ended."""
+    """Move Kafka's data and the logs of the dependencies from ``home`` to the run's folder.
+
+    The dependencies must have ended.
+    """
     with suppress(FileNotFoundError):
         shutil.move(home / "data" / "kafka" / "log", history.kafka)
     for path in sorted((home / "log").glob("*.log*")):

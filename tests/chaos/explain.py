@@ -31,10 +31,10 @@ from tests.judge.segments import Record, partitions, read_partition
 
 TRANSACTIONS = "__transaction_state"
 POSITIONS_SHOWN = 3
-"""This many positions before and after each entry of the timeline are shown."""
+"""This many positions are shown before and after the question, its responses and the changes of its state."""
 
 AROUND_MS = 5_000
-"""The timeline shows actions from this long before its first record or position to this long after its last."""
+"""The timeline begins this many milliseconds before its first record or position, and ends as long after its last."""
 
 LOG_AROUND_MS, LOG_LINES = 2_000, 60
 _WARNING_LEVELS = ("warning", "error", "critical")
@@ -135,7 +135,7 @@ class Story:
         return f"position {offset}{metadata}  by {self._producer(position.written)}{applied}"
 
     def _positions(self, entries: list[TimelineEntry]) -> Iterator[str]:
-        """Yield the positions around each of ``entries``. Where positions are left out, yield their number."""
+        """Yield the positions around each of ``entries``. Where positions are left out, a line says how many."""
         committed = self._committed()
         shown: set[int] = set()
         for entry in entries:
@@ -204,7 +204,10 @@ def producer_names(data: Path) -> dict[int, str]:
 
 
 def find_wrong_question(run: LoadedRun) -> str | None:
-    """Return the id of a question with several responses, or else of one without a response, or else None."""
+    """Return the id of a question with several responses.
+
+    If there is no such question, return the id of a question without a response. Otherwise return None.
+    """
     twice = (query_id for query_id, events in run.responses.items() if len(events) > 1)
     missing = (query_id for query_id in run.history.asked if query_id not in run.responses)
     return next(twice, None) or next(missing, None)

@@ -24,7 +24,7 @@ from tests.chaos.kafka_proxy import Api, KafkaProxy, LateRequest, api_of, proxie
 from tests.network import Conditions, Proxy
 
 LATE_PATIENCE_S = 8.0
-"""The action "late request" gives up after this time."""
+"""If no late request is delivered within this many seconds, the action "late request" gives up."""
 
 _DELAYED_APIS = (Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN)
 
@@ -112,7 +112,10 @@ class Faults:
         }
 
     def _next(self, action: str) -> str:
-        """Return the dependency for the next ``action``. Each is used once, in random order, before any is repeated."""
+        """Return the dependency for the next ``action``.
+
+        Each dependency is used once, in random order, before a dependency is used again.
+        """
         turns = self._turns.setdefault(action, [])
         if not turns:
             turns += self._random.sample(SERVICES, len(SERVICES))

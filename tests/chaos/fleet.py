@@ -29,7 +29,7 @@ WORKER = (sys.executable, "-m", "tests.chaos.worker")
 Note = Callable[[str, int, int | None], None]
 """A function that is called at each start and end of a worker.
 
-It gets the name, the process id and the exit code of the worker. At a start, the exit code is None.
+The function gets the name, the process id and the exit code of the worker. At a start, the exit code is None.
 """
 
 
@@ -115,7 +115,7 @@ class Fleet:
     def end(self, name: str) -> int:
         """End a worker with SIGTERM and return its exit code.
 
-        If the worker is one of tests.chaos.worker and was just started, wait first until it handles SIGTERM.
+        If the worker runs tests.chaos.worker and was just started, first wait until it handles SIGTERM.
         """
         if self._is_worker:
             eventually(lambda: self.has_ended(name) or self._count_listening(name) > self._listening_before[name])

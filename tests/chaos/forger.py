@@ -1,8 +1,9 @@
 """Produces invalid records, as a stranger with write access to the topics could.
 
 A record that cannot be decoded, or a message that breaks a rule, must become exactly one dead letter. A question that
-breaks a rule must get exactly one response, which refuses the question. Before a record is sent, a line of the history
-names it. The line is "asked" for a question that can be decoded, and "forged", with the key, for any other record.
+breaks a rule must get exactly one response, which refuses the question. Before a record is sent, a line is
+written to the history. Its event is "asked" for a question that can be decoded, and "forged" for any other record. The
+line contains the id of the question or the key of the other record.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _QUESTIONS = 0.3
 
 
 class Forger:
-    """Produces invalid records. It does not use RTFM's encoder, which would refuse them."""
+    """Produces invalid records. The forger does not use RTFM's encoder, because the encoder would refuse them."""
 
     def __init__(self, settings: Settings, contracts: Contracts, history: History, chance: random.Random) -> None:
         self._prefix = KafkaConfig.of(settings).topic("")
@@ -57,7 +58,7 @@ class Forger:
         """The keys of the records that must become dead letters."""
 
     def forge(self) -> tuple[str, str | None]:
-        """Produce one record. Return its topic and, if it is a question that must be refused, the question's id."""
+        """Produce one record. Return the topic and, for a question that must be refused, the question's id."""
         if self._chance.random() < _QUESTIONS:
             query_id = f"r{self._questions}"
             self._questions += 1

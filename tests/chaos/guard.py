@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
-CHECKOUT = Path(__file__).parents[2]  # tests.conftest has this constant, too, but importing it takes long
+CHECKOUT = Path(__file__).parents[2]  # the same as in tests.conftest, which takes long to import
 
 CLEAR_S = 1.0
-"""The folder is removed when no process was found for this long.
+"""The folder is removed when the guard has found no process for this many seconds.
 
 A process may start another process just before it is killed. The guard finds the new process during this time.
 """

@@ -1,8 +1,8 @@
 """A proxy of a broker. It recognises the kind and the client of each request.
 
-A broker tells its clients to which address they must connect. Therefore clients keep using the proxy only if the broker
-advertises an additional listener under the proxy's port; see ``proxied_listener``. Clients of the broker's first
-listener bypass the proxy.
+A broker tells its clients to which address they must connect. If a broker told them only its own address, they would
+bypass the proxy. Therefore the broker needs an additional listener, which it advertises under the proxy's port; see
+``proxied_listener``. Clients that connect to the broker's first listener bypass the proxy.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Api(IntEnum):
 
 
 def api_of(request: bytes) -> int:
-    """Return the API key of a request, which follows the length in the first four bytes."""
+    """Return the API key of a request. The key follows the first four bytes, which contain the length."""
     return int.from_bytes(request[4:6])
 
 
 def client_of(request: bytes) -> str:
     """Return the client id of a request, or an empty text if the request has none.
 
-    The client id follows the length, API key, version and correlation id. Its own length precedes it, or -1 if there is
-    no client id.
+    The client id follows the length, API key, version and correlation id. It is preceded by its own length, or by
+    -1 if the request has no client id.
     """
     length = int.from_bytes(request[12:14], signed=True)
     return request[14 : 14 + max(0, length)].decode(errors="replace")
@@ -64,9 +64,9 @@ class LateRequest:
 
     The proxy holds back the first request that ``picks`` accepts. It resets the connection to the client, so that the
     client continues on other connections. The connection to the broker stays open. Among the client's later requests,
-    the proxy counts those that ``until`` accepts. It delivers the late request just before number ``overtaken`` of
-    them, but at the latest after ``at_most_s``. ``delivered`` is set when the broker has responded to the late request,
-    or if the broker does not respond within a few seconds.
+    the proxy counts those that ``until`` accepts. It delivers the late request just before the counted request
+    number ``overtaken``, but at the latest after ``at_most_s``. ``delivered`` is set when the broker
+    has responded to the late request, or if the broker does not respond within a few seconds.
     """
 
     picks: Callable[[bytes], bool]

@@ -54,7 +54,7 @@ SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
 
 FORGED = "forged"
 FORGED_PER_S = 0.5
-"""This many invalid records per second are sent on average, at any rate of the load.
+"""This many invalid records per second are sent on average, whatever the rates of questions and messages are.
 
 At the usual rates, about 2 in 100 records are invalid.
 """
@@ -125,7 +125,7 @@ class Load:
     def stop(self, timeout_s: float) -> None:
         """Stop sending, and wait up to ``timeout_s`` until the brokers have all records.
 
-        Raises Unavailable if the brokers lack a valid record after this time.
+        Raises Unavailable if the brokers have not acknowledged all valid records after this time.
         """
         self._done.set()
         self._thread.join()
@@ -263,7 +263,7 @@ class Load:
 class LoadAccount:
     """The part of a run's account that compares the results of the run with what the load produced.
 
-    ``forged`` counts the invalid records that must become dead letters, and ``buried`` those of them that did.
+    ``forged`` counts the invalid records that must become dead letters, and ``buried`` those of them that became one.
     ``dead_letters`` counts all other dead letters. If nothing is wrong, ``answered`` equals ``asked``, ``archived``
     equals ``messages``, ``buried`` equals ``forged``, and ``missing``, ``duplicated``, ``out_of_order`` and
     ``dead_letters`` are zero. See docs/delivery.md.
@@ -296,7 +296,7 @@ class LoadAccount:
 def account(settings: Settings, contracts: Contracts, load: Load) -> LoadAccount:
     """Compare the committed responses, the dead letters and the archive with what ``load`` produced.
 
-    A message in the archive counts as out of order if its content or its deletion is not that of its last change.
+    A message in the archive counts as out of order if its content or its deletion differs from its last change.
     """
     responses = [record.event for record in records(settings, contracts, RESPONSES)]
     counts = Counter(response.query_id for response in responses)

@@ -1,8 +1,8 @@
 """Adapts the rates of a run's load, and the time limit for settling, to the speed of the machine.
 
-Without this, a run would fail on a slow machine. The rates and the time limit follow from the backlog of each group.
-The backlog consists of the records that are produced and not committed, and is measured in the seconds that the group
-needs for these records.
+Without this adaptation, a run would fail on a slow machine. The rates and the time limit follow from the backlog
+of each group. The backlog consists of the records that are produced and not committed, and is measured in the seconds
+that the group needs for these records.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class BacklogReading:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds until the backlog is committed, at the recent rate of commits. FULL_S if this rate is 0."""
+        """Seconds until the backlog is committed, at the recent rate of commits.
+
+        Without a backlog, the value is 0. With a backlog and a rate of 0, it is FULL_S.
+        """
         left = self.produced - self.committed
         return left / self.per_s if left > 0 and self.per_s > 0 else float(left > 0) * FULL_S
 
@@ -80,7 +83,7 @@ class Follower:
         return sum(self._progress.committed_offsets(self.topic, range(PARTITIONS)).values())
 
     def read(self, produced: int) -> BacklogReading:
-        """Measure the topic, of which ``produced`` records were sent. Raises RtfmError if Kafka does not respond."""
+        """Measure the topic, to which ``produced`` records were sent. Raises RtfmError if Kafka does not respond."""
         committed, now_s = self.committed(), self._clock()
         if not committed:
             self._seen.clear()  # the time until the workers have started does not count
@@ -93,12 +96,12 @@ class Follower:
 
 
 def share_for(backlog_s: float) -> float:
-    """Return the share of its full rate at which the load is sent, with a backlog of ``backlog_s``."""
+    """Return the share of a topic's full rate at which records are sent if the topic has a backlog of ``backlog_s``."""
     return max(LEAST_SHARE, min(1.0, 1 - (backlog_s - EASY_S) / (FULL_S - EASY_S)))
 
 
 def settle_limit_s(readings: Mapping[str, BacklogReading]) -> float:
-    """Return the time limit for settling, with the backlogs in ``readings``."""
+    """Return the time limit for settling that follows from the backlogs in ``readings``."""
     longest_s = max((reading.backlog_s for reading in readings.values()), default=0.0)
     return min(SETTLE_MOST_S, SETTLE_S + SETTLE_FACTOR * longest_s)
 

@@ -15,7 +15,10 @@ COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#d
 WIDTH, HEIGHT = 960, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 8, 10, 26
 MOST_POINTS = 600
-"""A line in a chart has at most this many points. More would not be visible and would make the page larger."""
+"""Each piece of a line in a chart has at most this many points.
+
+More points would not be visible and would make the page larger.
+"""
 
 Point = tuple[float, float]
 
@@ -137,7 +140,7 @@ def _chart(title: str, series: Sequence[Series]) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most ``most`` of ``points``. Of each group of neighbours, the highest stays. So no peak is lost."""
+    """Return at most ``most`` of ``points``: the highest of each group of neighbours, so that peaks stay visible."""
     if len(points) <= most:
         return list(points)
     edges = [round(number * len(points) / most) for number in range(most + 1)]

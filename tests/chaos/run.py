@@ -72,8 +72,9 @@ SLOW_SHARE = 0.5
 class Plan:
     """The parameters of a run.
 
-    With ``keep``, the run is kept in that folder. Otherwise it is kept below ``kept_in`` unless its verdict is right.
-    ``load`` is the number of busy processes. ``pause_s`` and ``spared`` are those of ``Chaos``.
+    If ``keep`` is given, the files of the run are kept in this folder. Otherwise they are kept below ``kept_in``,
+    unless the verdict is right. ``load`` is the number of busy processes. ``pause_s`` and ``spared`` are passed to
+    ``Chaos``.
     """
 
     seed: int
@@ -153,7 +154,7 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         except Exception as exc:
             failure = f"{type(exc).__name__}: {exc}"
             traceback.print_exc()
-        # An interruption of what follows would lose the evidence. Each of these steps has a limit of its own.
+        # From here on, the time limit would only lose the evidence. The steps that follow have limits of their own.
         end_limit()
         chaos_run.close()
         line = chaos_run.line | line | {"load": plan.load}
@@ -192,7 +193,7 @@ class _ChaosRun:
         self._settle_s = self._acted_s = 0.0
         self.line: dict[str, object] = {}
         self.diagnosis: list[str] = []
-        """Why the run did not settle; empty if it did."""
+        """Lines that help to find why the run did not settle. Empty if it settled."""
         self.right = False
         self._wrong = True
 
@@ -210,7 +211,10 @@ class _ChaosRun:
         self._open.close()
 
     def do(self, beside: Beside | None) -> None:
-        """Run all phases until the results are known and in ``line``. Only the verdict is missing then."""
+        """Run all phases from the start of the dependencies to the account, and put the account into ``line``.
+
+        Only the verdict is missing then.
+        """
         plan = self._plan
         gemini = self._open.enter_context(FakeGemini(keep_requests=False))
         # Some responses of the model are slow, so that some workers are killed while they wait for a response.

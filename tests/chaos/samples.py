@@ -17,20 +17,20 @@ from tests.chaos.run import Scene
 
 PERIOD_S = 5.0
 DISK_PERIOD_S = 30.0
-"""Disk space is measured less often than the rest, because its measurement takes longer."""
+"""Disk space is measured once in this many seconds, less often than the rest, because its measurement takes longer."""
 
 WARM_UP_S = 300.0
-"""The growth of a process is measured from this time after its start, or from a quarter of its life if that is less."""
+"""The growth of a process is measured after its first WARM_UP_S, or after a quarter of its life if that is shorter."""
 
 LEAST_SAMPLES = 5
-"""The growth of a process with fewer samples after its warm-up is not reported."""
+"""If a process has fewer samples than this after its warm-up, its growth is not reported."""
 
 
 @frozen(kw_only=True)
 class Use:
     """The resources that a process and its children use.
 
-    ``memory_mb`` is resident memory. Of a child, memory that it shares with other processes does not count. ``handles``
+    ``memory_mb`` is resident memory. The memory that a child shares with other processes does not count. ``handles``
     is the number of open file handles.
     """
 
@@ -61,12 +61,12 @@ class Sample:
 class Growth:
     """The growth of one process per hour, without its warm-up.
 
-    If the process was restarted, only the longest time that it ran without a restart counts.
+    If the process was restarted, only its longest life without a restart counts.
     """
 
     lived_s: float
     memory_mb: float
-    """The memory at the end of that time."""
+    """The memory at the end of that life."""
     memory_mb_per_h: float
     threads_per_h: float
     handles_per_h: float

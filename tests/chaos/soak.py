@@ -1,8 +1,8 @@
 """``make soak HOURS=2``: a long run with fewer faults, which measures the resources of its processes.
 
 No action kills or removes the first worker, so that the growth of its resources over the whole run is visible. Faults
-of the network reach this worker, too. The report is the page ``.rtfm/soak/<run>/report.html``. The last line of output
-is the account, with the additional fields ``growth`` and ``report``.
+of the network affect all workers, including the first one. The report is the page ``.rtfm/soak/<run>/report.html``.
+The last line of output is the account, with the additional fields ``growth`` and ``report``.
 """
 
 from __future__ import annotations

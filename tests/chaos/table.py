@@ -1,4 +1,4 @@
-"""Adds rows to docs/chaos-runs.md, the table of runs. The table is committed, so that it collects runs of many days."""
+"""Adds rows to docs/chaos-runs.md, the table of runs. The file is in Git, so that it collects the runs of many days."""
 
 from __future__ import annotations
 

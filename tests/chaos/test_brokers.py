@@ -36,14 +36,14 @@ def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settin
         eventually(lambda: not fleet.revive() and committed(ours) == len(messages), timeout_s=180)
         assert "Fenced" not in fleet.log.read_text()
         codes = [fleet.end(name) for name in fleet.names]
-        # A worker may still hang in a call, because the other worker handled all records before the watchdog fired.
+        # A worker may still hang in a call: the other worker can handle all records before the watchdog ends this one.
         assert codes == [0, 0] or "a loop hangs" in fleet.log.read_text()
         assert account(ours, messages) == NOTHING_WRONG
 
 
 @pytest.mark.timeout(600)
 def test_a_broker_that_is_cut_off_loses_nothing(settings: Settings, fleets: list[Fleet]) -> None:
-    """The broker still acts as leader and coordinator while it is cut off. No answer is lost or repeated."""
+    """While a broker is cut off, it still acts as leader and coordinator. No answer is lost or repeated."""
     with three_brokers(settings) as (cluster, ours):
         topics = TopicAdmin(ours, catalogues.load())
         topics.apply(topics.plan())

@@ -77,9 +77,10 @@ def supervise(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessag
 def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_answered(
     settings: Settings, fleets: list[Fleet], concurrency: int, deadly: int
 ) -> None:
-    """R20: a record crashes the process at most once among other records, and three times while handled alone.
+    """R20: a record becomes a dead letter when it has crashed the process three times while it was handled alone.
 
-    If there are two such records, neither is blamed for the crashes of the other.
+    Before that, it crashes the process at most once while other records are being handled, too. If there are two such
+    records, the crashes of one record do not count for the other record.
     """
     contracts = open_contracts(settings)
     messages = messages_for(settings, 150)

@@ -25,7 +25,7 @@ LIMIT_S = 240.0
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for temporary files. PostgreSQL may run as another account, which cannot use pytest's folders."""
+    """A folder for temporary files. PostgreSQL may run as another user, who cannot use pytest's folders."""
     made = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     made.chmod(0o755)
     yield made
@@ -79,7 +79,7 @@ def test_a_run_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(folder:
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
-    """The run ends with exit code 2, an error that names the reason, and an unchanged folder."""
+    """The run ends with exit code 2 and an error that names the reason. The folder is unchanged."""
     (tmp_path / "history.jsonl").touch()
     run = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--keep", str(tmp_path)],

@@ -155,7 +155,7 @@ def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fl
 
 
 def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fleets: list[Fleet]) -> None:
-    """R3: a new coordinator may fence a member by mistake. The test causes this with a consumer of the same name."""
+    """R3: a new coordinator may fence a member by mistake. The test fences the worker with a consumer of its name."""
     fleets.append(fleet := Fleet(settings, 5, 10, 8))
     fleet.start("one")
     with messages_all_the_time(settings) as messages:

@@ -1,9 +1,9 @@
-"""Tests, without RTFM's own clients, that the broker ends a transaction in every partition.
+"""Tests that brokers end a transaction in every partition. The tests use plain clients instead of RTFM's own.
 
-Kafka 4.3.0 to 4.4.0 have a defect (KAFKA-20734): if a partition has no leader when a transaction ends, they treat the
-partition as deleted and write no marker to it. Then the producer's next transaction also commits the records of an
-aborted transaction. An answer that must never be visible is then visible, in addition to the answer that replaces it.
-``rtfm.local`` runs a release without this defect.
+Kafka 4.3.0 to 4.4.0 have a defect (KAFKA-20734): if a partition has no leader when a transaction ends, the coordinator
+treats the partition as deleted, and no marker is written to the partition. If that transaction was aborted, the commit
+of the producer's next transaction then also commits the aborted records. An answer that must never be visible is then
+visible, in addition to the answer that replaces it. ``rtfm.local`` runs a release without this defect.
 """
 
 from __future__ import annotations

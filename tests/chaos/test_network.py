@@ -118,7 +118,7 @@ def test_requests_or_answers_that_are_held_back_longer_than_a_transaction_are_su
 
 
 def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
-    """The clients are not told that their connections are closed. The requests that they send there get no response."""
+    """The clients are not told that their connections are closed. The requests on these connections get no response."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.abandon()
         # While an abandoned transaction with positions is open, the broker returns no positions.
@@ -131,8 +131,9 @@ def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
 ) -> None:
     """During a rebalance, a worker is cut off for longer than its session may last.
 
-    The other worker gets all partitions. When the first worker is back, librdkafka does not report its old partitions
-    as lost, and the group accepts commits for them. So the worker itself must drop these partitions.
+    Meanwhile, the other worker gets all partitions. When the cut ends, librdkafka does not report to the worker that
+    its old partitions are lost, and the group would accept a commit for these partitions if the worker sent one. So the
+    worker itself must drop them.
     """
     requests: Counter[int] = Counter()
 
@@ -170,10 +171,11 @@ def late_positions(broker: ProxiedBroker) -> Iterator[None]:
 def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
     direct: Settings, broker: ProxiedBroker, what: str
 ) -> None:
-    """Positions that arrive late are replaced soon.
+    """Positions that arrive late are soon replaced by the right positions.
 
-    The broker accepts the late positions, because it checks only the producer's epoch. The transaction of the positions
-    has ended earlier, because librdkafka had sent the same positions again on a new connection.
+    When the connection breaks, librdkafka sends the positions again on a new connection, and their transaction ends.
+    Later, the first request with these positions reaches the broker during the next transaction. The broker accepts the
+    request, because it checks only the producer's epoch.
     """
     group = f"late-{what}"
     outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})
@@ -188,7 +190,7 @@ def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
             transactions.open()
         positions = [TopicPartition(topic, int(number[1:]), offset) for number, offset in offsets.items()]
         transactions.commit([], positions, member)
-        # Within this time, the client notices that its connection was lost.
+        # If the connection was lost, the client notices this within a second.
         until_s = time.monotonic() + 1
         while time.monotonic() < until_s and not transactions.needs_open:
             time.sleep(0.05)
@@ -223,7 +225,7 @@ def test_workers_that_die_after_a_late_request_resume_at_their_positions(
         for _ in range(3):
             with late_positions(broker):
                 pass
-            # The positions are committed again meanwhile. docs/delivery.md says what an earlier kill causes.
+            # Meanwhile, the worker commits the right positions. docs/delivery.md says what a kill before that causes.
             time.sleep(1.5)
             fleet.kill("one")
             fleet.start("one")

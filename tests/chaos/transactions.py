@@ -23,7 +23,7 @@ class OpenTransactions:
     """Finds the members of ``group`` that have an open transaction.
 
     The members read the topic ``read`` and write to the topic ``written``. An output has the key of its input, and
-    therefore the same number of partition. So an open transaction in a partition of ``written`` belongs to the member
+    therefore the same partition number. So an open transaction in a partition of ``written`` belongs to the member
     that owns the partition of ``read`` with the same number.
     """
 

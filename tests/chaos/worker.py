@@ -4,8 +4,8 @@ The command is ``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURREN
 HANDLER_MS, and PADDING_BYTES are added to each answer. With a concurrency of 0, the worker handles batches. Settings
 come from the environment.
 
-The key of a response is the message's channel, and the answer begins with the message's id. From these, a test can find
-missing and repeated responses, and check the order in each channel.
+The key of a response is the message's channel, and the answer begins with the message's id. From the key and the
+id, a test can find missing and repeated responses, and check the order in each channel.
 """
 
 from __future__ import annotations
