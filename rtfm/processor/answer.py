@@ -1,7 +1,7 @@
 """The handler of ``bot-queries``. It answers each query once, and stores each answer before it returns it.
 
 - If Kafka delivers a record again, the handler returns the stored answer and does not call the model.
-- If a second record contains the same query, the handler returns no response to this record.
+- If a second record contains the same query, the handler returns no response to the second record.
 - If a query breaks a rule, its outcome is REFUSED, and the response names the rule. If the ``query_id`` breaks a rule,
   the handler raises InvalidEvent instead.
 - If an erasure covers a query, its outcome is NOT_FOUND.

@@ -31,8 +31,8 @@ class Calibration:
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
         self._retry_s = retry_s
-        # None ends the thread. If a guild is in the queue more than once, its floor is calibrated the first time. The
-        # next time, the floor is not due any more, so nothing is calibrated.
+        # A None in the queue ends the thread. If a guild is in the queue twice, its floor is calibrated when the guild
+        # is taken first. After that, the floor is not due any more, so the second time nothing is calibrated.
         self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)

@@ -117,9 +117,9 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
         return False
     after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
-    # If the DELETED event is about an erased message, the facts of its channel are not stored again, because the
-    # channel may be erased, too. If the archive has no facts of the channel, it has no messages of the channel either,
-    # so the facts are not needed.
+    # If the DELETED event is about an erased message, the facts of its channel are not stored, because the whole
+    # channel may be erased. If the archive has no facts of the channel, it has no messages of the channel either, so it
+    # does not need the facts.
     if not erased and channel is not None and channel != known:
         state.channels[channel.place] = channel
         state.touched_channels[channel.place] = channel
@@ -144,8 +144,8 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
     )
     if known is not None:
         return known.merge(seen, unchanged=unchanged)
-    # If a deletion without facts were stored, the channel would have the kind UNKNOWN, which counts as private. A later
-    # import could not correct the kind, because imports never widen who can read a channel.
+    # If the channel of a DELETED event without facts were stored, the channel would have the kind UNKNOWN, which counts
+    # as private. A later import could not correct the kind, because imports never widen who can read a channel.
     has_facts = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
     return seen if has_facts else None
 

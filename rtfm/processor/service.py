@@ -127,8 +127,8 @@ def tune_garbage_collector() -> None:
     """Exclude all current objects from garbage collection, and let the collector run less often.
 
     Unfinished records consist of many objects that live until their transaction ends. With Python's defaults, the
-    collector traverses these objects again and again. This took a fifth of the time in which a record is processed. The
-    current objects can be excluded because a service never frees the objects that it loads at its start.
+    collector traverses these objects again and again. These traversals took a fifth of the processing time of a record.
+    The current objects can be excluded because a service never frees the objects that it loads at its start.
     """
     gc.collect()
     gc.freeze()
@@ -183,7 +183,7 @@ def _failure_of(check: Callable[[], None]) -> str | None:
 
 
 def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
-    """Log each guild whose vectors or passages were made by another model or by other rules than the current ones."""
+    """Log each guild whose vectors or passages were not made by the current embedding model and rules."""
     from rtfm.knowledge import rebuilding
 
     model = knowledge.embedding.name if knowledge.embedding else None

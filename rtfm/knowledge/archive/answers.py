@@ -1,8 +1,8 @@
 """The stored answers: one row for each answered query, with the answer and the name of the answered record.
 
 The first answer to a query is never replaced by another answer. If a source of an answer is a removed message, the
-answer is withdrawn before it is stored or returned. If a caller has made a second answer to a query, the caller decides
-what to do with it.
+answer is withdrawn before it is stored or returned. If a caller stores a second answer to a query, the caller gets the
+first answer back, and decides what to do with the second one.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ class StoredAnswer:
 
 
 class ArchiveAnswers:
-    """Reads and writes of ``answers``. Raises what ``Database.begin`` raises."""
+    """Reads and writes the table ``answers``. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, query_id: str) -> StoredAnswer | None:
-        """Return the stored answer to a query, withdrawn if one of its sources was removed; None if there is none."""
+        """Return the stored answer to a query, or None.
+
+        If a source of the answer is a removed message, the answer is returned as a withdrawn one.
+        """
         statement = select(answers.c.response, answers.c.made_by).where(answers.c.query_id == query_id)
         with self._database.begin() as connection:
             row = connection.execute(statement).one_or_none()
@@ -53,7 +56,8 @@ class ArchiveAnswers:
                 return None
             stored = StoredAnswer(response=_to_response(row.response), made_by=row.made_by)
             # When ingest deletes a message, it withdraws the stored answers that use the message. If a message is
-            # erased but not deleted yet, such an answer may not be withdrawn yet, so it is withdrawn here.
+            # erased but not deleted yet, the row of an answer that uses the message may still have the answer's
+            # content. So the content is removed here from the value that is returned.
             return attrs.evolve(stored, response=_withdraw_if_removed(connection, stored.response))
 
     def store(self, response: BotResponse, *, made_by: str) -> StoredAnswer:

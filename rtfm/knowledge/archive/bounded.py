@@ -1,7 +1,8 @@
 """Connections to PostgreSQL that wait only a limited time for a response.
 
 PostgreSQL can limit the time of a statement, but only the server applies this limit. If the connection is broken, for
-example by a firewall or by a proxy that hangs, the client gets no response and would wait without limit.
+example by a firewall or by a proxy that hangs, the client gets no response. Without a limit of its own, the client
+would wait forever.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 DIALECT = "postgresql+bounded"
 PING_TIMEOUT_S = 3.0
-"""Time within which a connection must respond to a ping, in seconds.
+"""Maximum number of seconds that a connection may take to respond to a ping.
 
 SQLAlchemy pings an idle connection before using it again."""
 
@@ -29,9 +30,10 @@ class BoundedConnection(psycopg.Connection[Any]):
     answer_timeout_s: float | None = None
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait for a response as psycopg does, for at most ``timeout`` or, if that is None, ``answer_timeout_s``.
+        """Wait for a response as psycopg does, but for at most ``timeout`` seconds.
 
-        psycopg calls this method for every request. Raises OperationalError when the time is over.
+        If ``timeout`` is None, the limit is ``answer_timeout_s``. psycopg calls this method for every request. Raises
+        OperationalError if no response arrives in time.
         """
         bound_s = self.answer_timeout_s if timeout is None else timeout
         started_s = time.monotonic()

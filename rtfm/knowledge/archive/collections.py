@@ -5,7 +5,7 @@ A row also names the embedding model and the version of the rules with which the
 This module also owns the *fence*, a lock for each guild that keeps ingest and rebuilds apart. A batch of ingest holds
 the fence in shared mode during the transaction of the batch. A rebuild holds the fence exclusively while it switches
 the guild to a new collection. When a batch has the fence, it checks that its guilds still use the collections that the
-batch wrote to. If they do not, the batch does not commit.
+batch wrote to. If one of the guilds uses another collection by then, the batch does not commit.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class ArchiveCollections:
             )
 
     def ids_with_vectors(self, table: EntryTable, guild_id: str, after: str, *, limit: int) -> list[str]:
-        """Return ids of the guild's passages, or of its messages, whose vectors Chroma should have.
+        """Return ids of the guild's passages, or of its messages, whose vectors Chroma should have, in order.
 
-        These are the first ``limit`` ids that are greater than ``after``, in order.
+        The result contains only ids that are greater than ``after``, and at most the ``limit`` smallest of these.
         """
         rows, key = _VECTOR_TABLES[table]
         statement = (
@@ -115,8 +115,8 @@ class ArchiveCollections:
     def block_ingest(self, guild_id: str) -> Iterator[None]:
         """Prevent ingest from committing batches of this guild inside the block.
 
-        A batch that is ready earlier waits until the block ends. The ``Database`` must have a single connection,
-        because only the connection that took the lock can release it.
+        If a batch is ready to commit before the block ends, the batch waits for the end of the block. The ``Database``
+        must have a single connection, because only the connection that took the lock can release it.
         """
         self._call(f"SELECT pg_advisory_lock({_FENCE})", guild_id)
         try:
@@ -142,7 +142,7 @@ def _has_vector(rows: TableClause) -> tuple[Any, ...]:
 
 
 def lock_collections(connection: Connection, expected: Sequence[GuildCollection]) -> None:
-    """Lock the guilds of ``expected`` against a switch of their collections until the transaction ends.
+    """Prevent rebuilds from switching the guilds of ``expected`` to other collections until the transaction ends.
 
     If a guild has no collection yet, its ``expected`` collection is stored. Raises CollectionChanged if a guild has
     another collection than the ``expected`` one.

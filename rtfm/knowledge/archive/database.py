@@ -32,7 +32,7 @@ ANSWER_MARGIN_S = 5
 LOCK_TIMEOUT_S = 2
 """Maximum number of seconds that a migration waits for the lock of a table.
 
-The limit is short because other statements on the table have to wait behind the migration."""
+The limit is short because new statements on the table must wait as long as the migration waits for the lock."""
 
 MIGRATION_WAIT_S = 1800
 """Maximum number of seconds that a process waits for a migration by another process.
@@ -54,8 +54,8 @@ _FIND_MIGRATING_BACKEND = """
 """
 
 # SQLSTATEs (https://www.postgresql.org/docs/18/errcodes-appendix.html). ``_REFUSES_CONTENT`` are the classes of errors
-# after which a value can never be stored: data exceptions, integrity constraints, and limits, for example on the size
-# of an index row.
+# which mean that a value can never be stored: data exceptions, integrity constraints, and exceeded limits, for example
+# of the size of an index row.
 _REFUSES_CONTENT = ("22", "23", "54")
 _REFUSES_STATEMENT = "42"
 _MISSES_TABLES = ("42P01", "42703")
@@ -92,7 +92,8 @@ class Database:
         try:
             self._engine = create_engine(
                 f"{DIALECT}://{rest}",
-                # If ``temporary``, a broken connection must not be replaced: a new one would not have the tables.
+                # A broken connection of a temporary database must not be replaced, because a new connection would not
+                # have the temporary tables.
                 pool_pre_ping=not temporary,
                 pool_size=1 if temporary else 5,
                 max_overflow=0 if temporary else 15,
@@ -133,7 +134,8 @@ class Database:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        # Reads that use the driver's cursor raise psycopg.Error. An unpaired surrogate raises UnicodeEncodeError.
+        # Errors in reads that use the driver's cursor are of the type psycopg.Error. A parameter that contains an
+        # unpaired surrogate causes a UnicodeEncodeError.
         except (exc.DBAPIError, exc.TimeoutError, psycopg.Error, UnicodeEncodeError) as error:
             raise self._to_rtfm_error(error) from error
 
@@ -177,8 +179,8 @@ class Database:
                 connection.invalidate()
 
     def _take_migration_lock(self, connection: Connection, wait_s: float, sleep: Callable[[float], None]) -> None:
-        # The lock is polled, because a statement that waits for the lock would block the other process while it creates
-        # an index with CREATE INDEX CONCURRENTLY.
+        # The lock is polled. If a statement of this process waited for the lock instead, CREATE INDEX CONCURRENTLY in
+        # the other process would wait for this statement, which would be a deadlock.
         key = {"key": _MIGRATION_LOCK}
         waited_s = 0.0
         while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():

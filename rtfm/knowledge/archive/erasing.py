@@ -25,7 +25,7 @@ _OF_TARGET: Mapping[Scope, str] = {
     " OR m.channel_id IN (SELECT channel_id FROM channels WHERE parent_channel_id = :id))",
     "guild": "m.guild_id = :id",
 }
-"""SQL conditions, by scope: the message ``m`` belongs to the target, whenever it was written."""
+"""SQL conditions, by scope: the message ``m`` belongs to the target. The time of the message does not matter."""
 
 _ASKED_BY_TARGET: Mapping[Scope, str] = {
     "user": "response ->> 'asker_id' = :id AND :guild IN ('', coalesce(response ->> 'guild_id', ''))",
@@ -89,7 +89,7 @@ class ErasurePass:
 
 
 class ArchiveErasing:
-    """Reads and writes of `rtfm-cli forget`. Every method raises what ``Database.begin`` raises."""
+    """Reads and writes the archive for `rtfm-cli forget`. Every method raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -121,10 +121,11 @@ class ArchiveErasing:
             return int(connection.execute(*_to_statement(sql, target, before=before)).scalar_one())
 
     def begin(self, target: Target, *, before: TimestampMillis) -> list[ErasurePass]:
-        """Store that all messages and questions of ``target`` before ``before`` are erased; withdraw affected answers.
+        """Store that ``target`` is erased for all times before ``before``, and withdraw the affected answers.
 
         Returns passes over the messages that need DELETED events. If an earlier erasure of the target was interrupted,
-        the first pass resumes the earlier erasure, and a second pass covers the messages that were written since then.
+        the first pass resumes the earlier erasure, and a second pass covers the messages that are too new for the
+        earlier erasure.
         """
         withdrawn = json.dumps(WITHDRAWN_FIELDS)
         withdrawn_and_anonymous = json.dumps(
@@ -163,7 +164,7 @@ class ArchiveErasing:
         ]
 
     def read_page(self, target: Target, erasure_pass: ErasurePass, *, limit: int) -> list[ErasedMessage]:
-        """Return the next ``limit`` messages of a pass, in the order of their ids."""
+        """Return the first messages that a pass covers, at most ``limit``, in the order of their ids."""
         sql = f"""
             SELECT message_id, guild_id, channel_id, created_at FROM messages AS m
             WHERE NOT m.deleted AND {_OF_TARGET[target.scope]} AND created_at < :before
@@ -180,7 +181,7 @@ class ArchiveErasing:
             return [ErasedMessage(**row._mapping) for row in connection.execute(*_to_statement(sql, target, **values))]
 
     def save_progress(self, target: Target, produced_to: str | None) -> None:
-        """Save that the DELETED events up to the message id ``produced_to`` were produced; None: all of them."""
+        """Save that the DELETED events up to the message id ``produced_to`` were produced; None means all events."""
         sql = "UPDATE erasures SET produced_to = :to WHERE (scope, id, guild_id) = (:scope, :id, :guild)"
         with self._database.begin() as connection:
             connection.execute(*_to_statement(sql, target, to=produced_to))

@@ -14,7 +14,7 @@ _LOCK = "hashtextextended('rtfm calibration ' || :guild, 0)"
 
 
 class ArchiveFloors:
-    """Reads and writes of ``floors``. Raises what ``Database.begin`` raises."""
+    """Reads and writes the table ``floors``. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

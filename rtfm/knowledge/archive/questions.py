@@ -1,7 +1,8 @@
-"""The open questions: one row, without the text, for each question that the bot has asked and not answered.
+"""The open questions: one row for each question that the bot has asked and not answered.
 
-A row never changes while its question is open. Opening a question also removes the rows of questions that expired more
-than ``KEPT_AFTER_EXPIRY_MS`` ago. This module does not decide who may read an answer; the bot does.
+A row does not contain the text of its question, and does not change while the question is open. Opening a question also
+removes the rows of questions that expired more than ``KEPT_AFTER_EXPIRY_MS`` ago. This module does not decide who may
+read an answer; the bot does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rtfm.knowledge.archive.tables import open_questions
 KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
 """A row is kept for this many milliseconds after its question has expired.
 
-This time is the retention of ``bot-responses``, because the bot may read a response as late as that."""
+This time is the retention of ``bot-responses``, because the bot may read a response until retention removes it."""
 
 
 @frozen(kw_only=True)
@@ -36,13 +37,16 @@ class OpenQuestion:
 
 
 class ArchiveQuestions:
-    """Reads and writes of ``open_questions``. Raises what ``Database.begin`` raises."""
+    """Reads and writes the table ``open_questions``. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def open(self, query: BotQuery, *, now: TimestampMillis) -> None:
-        """Store ``query`` as an open question, unless it is open already. Also remove rows that expired long ago."""
+        """Store ``query`` as an open question, unless it is open already.
+
+        Also removes the rows of questions that expired more than ``KEPT_AFTER_EXPIRY_MS`` before ``now``.
+        """
         values = {
             "query_id": query.query_id,
             "guild_id": guild_key(query.guild_id),

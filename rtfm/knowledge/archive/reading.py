@@ -36,8 +36,8 @@ from rtfm.knowledge.passages import PassageMessage
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
-# The passages for which _VISIBLE is true, found by the indexes on their channels. This is faster if few passages are
-# visible.
+# The passages for which _VISIBLE is true, found by the indexes on their channels. If few passages are visible, this
+# query is faster than a query with the condition _VISIBLE.
 _VISIBLE_PASSAGES = """
     SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
@@ -154,14 +154,15 @@ class View:
     def find_by_words(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int) -> list[str]:
         """Return the ids of the ``limit`` best visible passages that contain all words of a group, best first.
 
-        A passage ranks higher the rarer the groups in it are, and lower the longer it is in relation to
-        ``mean_length``. The groups are some single words, and all pairs of some other words.
+        The rarer the groups in a passage are, the higher the passage ranks. The longer a passage is in relation to
+        ``mean_length``, the lower it ranks. Some words form a group alone. Of some other words, every pair is a group.
         """
         if not groups:
             return []
         in_guild = quote_lexeme(f"guild:{self._guild_id}")
         # The term index already limits the search to the guild. With a plain comparison of guild_id, PostgreSQL would
-        # also read all passages of the guild by another index, once for each group. No index has the expression below.
+        # also read all passages of the guild by another index, once for each group. The expression below prevents this,
+        # because no index contains it.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
         rows = self._select(
             f"""

@@ -65,7 +65,7 @@ _WITHDRAW = f"""
 
 
 class ArchiveRemovals:
-    """Reads of removed messages and erasures. Raises what ``Database.begin`` raises."""
+    """Reads which messages were removed, and what was erased. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

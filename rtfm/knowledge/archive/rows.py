@@ -52,8 +52,8 @@ class Channel:
     def merge(self, seen: Channel, *, unchanged: bool = False) -> Channel:
         """Return this channel, updated with the facts and the name of ``seen``.
 
-        ``merge_facts`` decides which facts are replaced, and says what ``unchanged`` means. The name is replaced if
-        ``seen`` has a name and was not observed earlier than this channel, and ``unchanged`` is False.
+        ``merge_facts`` decides which facts are replaced, and its docstring explains ``unchanged``. The name is replaced
+        if ``seen`` has a name and was not observed earlier than this channel, and ``unchanged`` is False.
         """
         is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
         return attrs.evolve(
@@ -133,7 +133,7 @@ class StoredPassage:
 
 @frozen(kw_only=True)
 class GuildCollection:
-    """The collection that a guild uses, and the model and rules with which its vectors and passages were made.
+    """The collection of a guild, and the embedding model and rules with which its vectors and passages were made.
 
     ``generation`` is increased by each rebuild. ``model`` is the name of the embedding model, and ``dimension`` the
     length of its vectors; both are None if the passages have no vectors.
@@ -149,7 +149,7 @@ class GuildCollection:
 
 @frozen(kw_only=True)
 class StoredVector:
-    """The vector of the passage or message ``id``. If a search finds it, the passage ``passage_id`` is returned."""
+    """The vector of the passage or message ``id``. If a search finds the vector, it returns passage ``passage_id``."""
 
     id: str
     passage_id: str
@@ -180,8 +180,8 @@ Scope = Literal["user", "channel", "guild"]
 class Erasures:
     """All erasures.
 
-    ``before`` maps (scope, id, guild id) to the time before which everything of the target is erased. The guild id is
-    '' unless a person was erased in a single guild only.
+    ``before`` maps (scope, id, guild id) to a time: the messages and questions of the target from before this time are
+    erased. The guild id is '' unless a person was erased in a single guild only.
     """
 
     before: dict[tuple[str, str, str], TimestampMillis]

@@ -46,8 +46,8 @@ class WordGroup:
 class VisiblePassage:
     """A passage as it is read when all visible passages are compared with the question.
 
-    ``points`` is 0 if the passage contains none of the question's terms, and higher the rarer the terms in it are.
-    ``vector`` is float32 as bytes; None if the passage has no vector, or if vectors were not requested.
+    ``points`` is 0 if the passage contains none of the question's terms. The rarer the contained terms are, the higher
+    is ``points``. ``vector`` is float32 as bytes; None if the passage has no vector, or if vectors were not requested.
     """
 
     passage_id: str
@@ -68,7 +68,7 @@ class Candidate:
 
 @frozen(kw_only=True)
 class PassageVectors:
-    """The vectors of a passage and of its messages, float32 as bytes, and the number of its authors."""
+    """The vectors of a passage and of its messages, and the number of its authors. Vectors are float32 as bytes."""
 
     own: bytes | None = None
     messages: Sequence[bytes] = ()

@@ -72,11 +72,11 @@ class SqlArchive:
             return [to_channel(row) for row in connection.execute(statement)]
 
     def guilds_of_channels(self, channel_ids: Sequence[str]) -> dict[str, set[str]]:
-        """Return the guild ids ('' for direct messages) of ``channel_ids`` that are in the archive, by channel id.
+        """Return the guild ids of the channels in ``channel_ids``, by channel id; '' stands for direct messages.
 
-        If the archive knows a channel only as the parent of a thread, the channel is included. The result may also
-        contain further channels: the threads and parents of these channels. On Discord a channel has one guild, but
-        programs other than the bot may use the same channel id in several guilds.
+        A channel that the archive does not know is left out. If the archive knows a channel only as the parent of a
+        thread, the channel is included. The result may also contain threads and parents of these channels. On Discord a
+        channel has one guild, but programs other than the bot may use the same channel id in several guilds.
         """
         statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)
@@ -91,7 +91,7 @@ class SqlArchive:
     def counts(self) -> dict[str, int]:
         """Return the numbers of messages, deleted messages, passages, vectors, channels and answers.
 
-        ``messages`` does not include the deleted ones, and ``vectors`` counts those of passages only.
+        ``messages`` does not count deleted messages, and ``vectors`` counts only the vectors of passages.
         """
         statement = text("""
             SELECT count(*) FILTER (WHERE NOT deleted) AS messages, count(*) FILTER (WHERE deleted) AS deleted,

@@ -2,7 +2,7 @@
 
 This module owns the SQL with which a rebuild compares and moves rows. PostgreSQL drops the staging tables when the
 connection ends, also after a crash. A single transaction replaces the guild's original rows with the staged rows. Until
-it commits, searches use the original rows.
+this transaction commits, searches use the original rows.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Staging:
         self.copy_channels()
 
     def copy_channels(self) -> None:
-        """Replace the staged channels with the guild's current ones."""
+        """Replace the staged channels with copies of the guild's original channels."""
         self._run("DELETE FROM channels", "INSERT INTO channels SELECT * FROM {real}.channels WHERE guild_id = :guild")
 
     def analyze(self) -> None:
@@ -108,7 +108,7 @@ class Staging:
         )
 
     def replace_original(self, collection: GuildCollection) -> None:
-        """Replace the guild's original rows with the staged ones, and set its collection, in one transaction.
+        """Replace the guild's original rows with the staged rows, and set the guild's collection, in one transaction.
 
         Call this only inside ``block_ingest``. Otherwise the changes of a concurrent batch of ingest may be lost.
         """
@@ -147,7 +147,7 @@ class Staging:
         )
 
     def switch_collection(self, collection: GuildCollection) -> None:
-        """Set the guild's collection. Call this only inside ``block_ingest``, so that ingest waits meanwhile."""
+        """Set the guild's collection. Call this only inside ``block_ingest``, so that no batch commits meanwhile."""
         self._run(*_SWITCH, **attrs.asdict(collection))
 
     def _run(self, *statements: str, **values: object) -> None:

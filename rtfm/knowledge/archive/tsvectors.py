@@ -12,7 +12,7 @@ _POSITIONS = 255
 
 
 def to_tsvector(words: Sequence[str]) -> str:
-    """Return a tsvector, as text, with the words and their positions in ``words``, within PostgreSQL's limits."""
+    """Return ``words`` and their positions as the text of a tsvector, without positions beyond PostgreSQL's limits."""
     positions: dict[str, list[str]] = {}
     for place, word in enumerate(words, start=1):
         places = positions.setdefault(word, [])
@@ -22,7 +22,7 @@ def to_tsvector(words: Sequence[str]) -> str:
 
 
 def quote_lexeme(word: str) -> str:
-    """Return a word as a quoted lexeme of a tsvector or tsquery. Raises InvalidEvent if it contains a NUL character."""
+    """Return a word as a quoted lexeme of a tsvector or tsquery. Raises InvalidEvent if the word contains NUL."""
     if "\x00" in word:
         raise InvalidEvent("a word contains a NUL character")
     return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -32,7 +32,7 @@ _POSITION = (messages.c.created_at, func.length(messages.c.message_id), messages
 
 
 class ArchiveWriting:
-    """Reads and writes of ingest. Raises what ``Database.begin`` raises."""
+    """Reads and writes the archive for ingest. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -51,8 +51,9 @@ class ArchiveWriting:
     def context(self, place: Place, *, first_at: int, last_at: int, window: int) -> list[StoredMessage]:
         """Return the channel's linked messages before and during the time of a batch, in order.
 
-        These are the last ``window`` messages up to ``first_at``, and at most ``20 * window`` messages after
-        ``first_at`` and up to ``last_at``.
+        The messages of the batch are from the times ``first_at`` to ``last_at``. The result contains the last
+        ``window`` messages whose time is not after ``first_at``, and the first ``20 * window`` messages whose time is
+        after ``first_at`` and not after ``last_at``.
         """
         linked = and_(_is_in_channel(place), messages.c.conversation_id.is_not(None), ~messages.c.deleted)
         before = (
@@ -101,9 +102,9 @@ class ArchiveWriting:
                 withdraw_answers(connection, deleted)
 
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
-        """Return the first ``limit`` messages of a channel after the message ``after`` (None: of all), in order.
+        """Return the next ``limit`` messages of a channel after the message ``after``, in order.
 
-        Deleted messages are left out.
+        If ``after`` is None, the first ``limit`` messages of the channel are returned. Deleted messages are left out.
         """
         statement = (
             select(*_MESSAGE_COLUMNS)
@@ -142,7 +143,7 @@ def _is_in_channel(place: Place) -> ColumnElement[bool]:
 
 
 def _write_channels(connection: Connection, change: Change) -> dict[Place, Channel]:
-    """Write the channels of a batch. Return these channels and those of the batch's passages as the archive has them.
+    """Write the channels of a batch, and return the rows of these channels and of the channels of its passages.
 
     The rows stay locked until the transaction ends, so that no passage is written with an outdated access channel.
     """

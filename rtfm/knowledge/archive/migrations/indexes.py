@@ -21,8 +21,8 @@ def create_index(name: str, definition: str) -> None:
     """Create an index, unless it exists and is valid. ``definition`` is the part of CREATE INDEX after ON."""
     with op.get_context().autocommit_block():
         op.execute(f"SET lock_timeout = '{INDEX_LOCK_TIMEOUT_S}s'")
-        # An interrupted CREATE INDEX leaves an invalid index. PostgreSQL updates such an index but never uses it, so it
-        # is dropped and created again.
+        # An interrupted CREATE INDEX leaves an invalid index. PostgreSQL updates such an index but never uses it. So
+        # the invalid index is dropped and created again.
         if op.get_bind().execute(text(_VALID), {"name": name}).scalar() is False:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")

@@ -70,8 +70,8 @@ _STATEMENTS = (
     "CREATE INDEX passages_conversation ON passages (conversation_id)",
     "CREATE INDEX passages_acl ON passages (guild_id, acl_channel_id)",
     "CREATE INDEX passages_channel ON passages (channel_id)",
-    # Once for each word, a search reads the whole list of entries that are not merged into this index yet. By default,
-    # PostgreSQL lets this list grow to 4 MB; here the list is limited to 128 kB.
+    # For each word, a search reads the whole pending list: the terms that are not merged into this index yet. By
+    # default, PostgreSQL lets this list grow to 4 MB; here the list is limited to 128 kB.
     """
     CREATE INDEX passages_guild_terms ON passages USING gin ((terms || array_to_tsvector(ARRAY['guild:' || guild_id])))
         WITH (gin_pending_list_limit = 128)
