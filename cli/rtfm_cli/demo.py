@@ -1,8 +1,8 @@
 """`rtfm-cli demo`: shows the whole journey on this machine, with a sample chat.
 
 After the start of Kafka, the registry, Chroma and PostgreSQL, each step is a command that a person could type. The demo
-runs each command in its own process. The demo has its own topic prefix, ``demo.``, and its own database. So the demo
-changes no other topic, contract, collection or archive.
+runs each command in its own process. The demo has its own topic prefix, ``demo.``, and its own database. Therefore the
+demo does not change the topics, contracts, collections and archive of another installation.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Reply:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the outcome is one with an answer."""
+        """Whether the outcome is ANSWERED or EXTRACTED."""
         return self.outcome in ("ANSWERED", "EXTRACTED")
 
     @property
@@ -255,7 +255,7 @@ _PROGRAM = (sys.executable, "-c", "from rtfm_cli.main import main; main()")
 def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
     """Run a command and return its standard output.
 
-    Raises the error that the exit code stands for if the code is not in ``allowed`` or if nothing was printed.
+    If the exit code is not in ``allowed``, or if nothing was printed, raises the error that the code stands for.
     """
     done = subprocess.run(
         [*_PROGRAM, *arguments],
@@ -281,7 +281,7 @@ def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple
 
 @contextmanager
 def _step(console: Console, what: str, command: str, *, spinner: bool = True) -> Iterator[None]:
-    """Print a line with the time that the block took if it succeeds; with ``spinner``, show a spinner until then."""
+    """Print a line with the time that the block took, unless it fails. With ``spinner``, show a spinner meanwhile."""
     began = time.monotonic()
     with console.status(f"{what} …") if spinner else nullcontext():
         yield

@@ -36,7 +36,7 @@ MIN_FREE_BYTES = 1_000_000_000
 """Free disk space that RTFM needs, in bytes: 0.5 GB for downloads, and 0.5 GB for an archive of 100,000 messages."""
 
 MAX_CLOCK_DIFFERENCE_S = 5.0
-"""This machine's clock may differ from the registry's clock by this many seconds.
+"""This machine's clock may differ from the registry's clock by up to this many seconds.
 
 The clocks must agree, because questions expire by the clock. The limit is well above the resolution of the Date header,
 which is a second.
@@ -85,7 +85,7 @@ def doctor(fetch_model: bool, as_json: bool) -> int:
 
 
 def run_checks(settings: Settings) -> Iterator[tuple[str, CheckResult]]:
-    """Run the checks one after another and yield the name and the result of each. None of them changes anything."""
+    """Run the checks one after another, and yield the name and the result of each check. No check changes anything."""
     for name, check in _CHECKS.items():
         try:
             yield name, check(settings)

@@ -127,8 +127,8 @@ def _produce_deletions(
 ) -> tuple[int, dict[int, int]]:
     """Produce the deletions, on average ``rate`` per second, and save the progress in the archive.
 
-    Returns the number of deletions, and for each partition the offset after the last one. Raises Unavailable if Kafka
-    does not accept a deletion.
+    Returns the number of deletions, and for each partition the offset after its last deletion. Raises Unavailable if
+    Kafka does not accept a deletion.
     """
     told, produced, contracts = 0, ProducedEnds(), open_contracts(settings)
     with EventProducer(settings, contracts) as producer, Progress("Producing", total, quiet) as progress:
@@ -154,7 +154,7 @@ def _build_deletion(message: ErasedMessage) -> object:
         guild_id=message.guild_id or None,
         channel_id=message.channel_id,
         channel_kind=ChannelKind.UNKNOWN,
-        # The archive accepts times that an event must not have.
+        # The archive accepts times that an event must not have; 0 replaces such a time.
         created_at=message.created_at if is_time(message.created_at) else TimestampMillis(0),
         change=MessageChange.DELETED,
         observed_at=now_ms(),

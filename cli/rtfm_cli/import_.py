@@ -69,7 +69,7 @@ class ProducedEnds:
 
 
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
-    """Send all messages; return for each partition the offset after its last message, and the number of messages.
+    """Send all valid messages. Return for each partition the offset after its last message, and the number sent.
 
     Raises RtfmError if a message was not delivered.
     """

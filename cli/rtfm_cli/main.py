@@ -129,7 +129,7 @@ def _command_and_extra(arguments: list[str]) -> tuple[str, str]:
 
 
 def _print_error(message: str, hint: str | None, debug: bool) -> None:
-    """Print an error and its hint on standard error, after the traceback with ``debug``."""
+    """Print an error and its hint on standard error. With ``debug``, print the traceback first."""
     if debug:
         echo(traceback.format_exc(), err=True)
     echo(escape_unprintable(f"Error: {message}"), err=True)

@@ -19,7 +19,7 @@ __all__ = ["echo", "escape_unprintable", "json_text"]
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True, fg: str | None = None, bold: bool = False) -> None:
-    """Print lines, to stderr with ``err``.
+    """Print lines on stdout, or on stderr with ``err``.
 
     Line feeds in ``text`` are printed. If data must stay on one line, call ``escape_unprintable`` for it first.
     """

@@ -20,12 +20,12 @@ def round_trip(
     is_wanted: Callable[[Any], bool],
     timeout_s: float,
 ) -> tuple[Any, int] | None:
-    """Produce ``event`` to ``sent_to`` and wait for the event of ``topic`` that ``is_wanted`` accepts.
+    """Produce ``event`` to ``sent_to`` and wait for the first event of ``topic`` that ``is_wanted`` accepts.
 
     Returns the accepted event and the milliseconds until it came, or None if no such event comes within ``timeout_s``.
     """
     contracts = open_contracts(settings)
-    # The reader goes to the end of the topic before the event is sent, so that the reader misses no event after it.
+    # The reader goes to the end of the topic before the event is sent, so that the reader misses no later event.
     with EventReader(settings, contracts, topic, from_end=True) as reader:
         began = time.monotonic()
         with EventProducer(settings, contracts) as producer:

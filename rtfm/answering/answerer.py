@@ -92,8 +92,8 @@ class _Draft:
 class _PreparedQuestion:
     """A question in the form that retrieval and the model get.
 
-    ``text`` includes what the question needs from earlier messages; its secrets are replaced. ``listed`` are the ids of
-    the query's visible channels. ``deadline`` is when the model must have answered.
+    ``text`` includes what the question needs from earlier messages. Secrets in ``text`` are replaced. ``listed`` are
+    the ids of the query's visible channels. ``deadline`` is the time by which the model must have answered.
     """
 
     text: str
@@ -277,7 +277,7 @@ class Answerer:
         )
 
     def _recheck_sources(self, question: _PreparedQuestion, passages: Sequence[Passage], draft: _Draft) -> _Draft:
-        """Return ``draft`` with ``passages``, after checking that none of their messages was removed.
+        """Return ``draft`` with ``passages``, after checking whether messages of the passages were removed.
 
         If a message was removed, an extract of the remaining messages replaces the answer. This also applies to a
         removed message that the answer does not cite, because the model has read it.

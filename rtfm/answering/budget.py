@@ -40,9 +40,10 @@ class Limit:
 
 @define
 class RequestCost:
-    """What one call to the model counts as: one request, or none if it was not sent, and a number of tokens.
+    """What the budget counts for one call to the model.
 
-    The number of tokens is an estimate, unless the provider reports the actual number.
+    ``requests`` is 1, or 0 if no request was sent. ``tokens`` is an estimate, unless the provider reports the actual
+    number.
     """
 
     tokens: int

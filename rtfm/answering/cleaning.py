@@ -1,7 +1,7 @@
 """Removes pings, unknown links and unknown citations from text before people read it. No I/O.
 
-Cleaned text pings nobody, contains only the links that the caller allows, and cites only existing sources. Whether an
-answer is true is not checked.
+Cleaned text pings nobody, contains only the links that the caller allows, and cites only existing sources. This
+module does not check whether an answer is true.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def has_words(text: str) -> bool:
 
 
 def close_code_block(text: str) -> str:
-    """Return ``text`` with its last code block closed, so that text after it is not code."""
+    """Return ``text`` with its last code block closed, so that appended text is not code."""
     return f"{text}\n{FENCE}" if text.count(FENCE) % 2 else text
 
 

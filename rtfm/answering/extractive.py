@@ -27,7 +27,7 @@ MAX_QUOTE_CHARACTERS = 450
 MAX_CODE_CHARACTERS = 900
 """Largest allowed length of a quote with a code block, in characters.
 
-It is larger than for a quote without code, because half of a code block is useless.
+This length is larger than ``MAX_QUOTE_CHARACTERS``, because half of a code block is useless.
 """
 
 MAX_EXTRACT_CHARACTERS = 1_500
@@ -58,7 +58,7 @@ INTRODUCTION = "This was said about it:"
 
 _MAX_TURN_GAP_MS = 120_000
 _MAX_TURN_MESSAGES = 4  # an author who writes more has usually moved to another subject
-_MAX_CARRY_TURNS = 6  # a turn is taken to answer one of at most this many turns directly before it
+_MAX_CARRY_TURNS = 6  # a turn may answer any of the turns directly before it, up to this many
 _MAX_PIECES = 4  # at most this many sentences and code blocks of a long turn are quoted
 _CODE_NOTE_CHARACTERS = 25  # approximate length of a note that replaces a code block
 _QUOTE_OVERHEAD_CHARACTERS = 60  # approximate length of the quotation marks, name, date and number of a quote
@@ -326,7 +326,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _wrap_long(piece: str) -> list[str]:
-    """Return ``piece`` alone, or split into runs of words if it is too long for a quote."""
+    """Return a list of ``piece`` alone. If a sentence is too long for a quote, return runs of its words."""
     if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
         return [piece]
     return textwrap.wrap(" ".join(piece.split()), MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)

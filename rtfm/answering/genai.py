@@ -24,7 +24,7 @@ class GenaiModel:
         self._service = ModelService(
             name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
         )
-        # The package would read options that are not set here from environment variables.
+        # If an option is not set here, the package reads it from an environment variable.
         self._client = genai.Client(
             enterprise=False,
             api_key=api_key,

@@ -71,7 +71,7 @@ class GuardedModel:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Guard ``model``, which metrics and logs call ``name``.
+        """Create a guard for ``model``. Metrics and logs show the guarded model as ``name``.
 
         ``clock`` returns seconds, and ``jitter`` a random number from 0 to 1.
         """
@@ -102,7 +102,8 @@ class GuardedModel:
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
         """Like ``LanguageModel.complete``; ``timeout_s`` is the limit for all attempts together.
 
-        Raises ModelNotAsked ("circuit_open", "over_budget" or "out_of_time") if no request was sent.
+        Raises ModelNotAsked ("circuit_open", "over_budget" or "out_of_time") if the first request or a retry is not
+        sent.
         """
         if timeout_s <= 0:
             raise ModelNotAsked("out_of_time", "no time is left to ask the model")
@@ -164,9 +165,9 @@ class GuardedModel:
 class _FailureClassifier:
     """Decides which results the circuit breaker counts as failures of the provider.
 
-    It counts errors that another request would probably get, too: no reply, throttling, a refused key or model name,
-    and a reply that is not in the form of the API, for example a proxy's page. Errors that depend on the question, for
-    example a blocked or cut-off answer, are not counted.
+    It counts errors with which other requests would probably fail, too: no reply, throttling, a refused key or model
+    name, and a reply that is not in the form of the API, for example a proxy's page. Errors that depend on the
+    question, for example a blocked or cut-off answer, are not counted.
     """
 
     def is_failure(self, *, result: object, exception: Exception | None) -> bool:

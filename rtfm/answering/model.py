@@ -15,7 +15,7 @@ from rtfm.errors import ConfigError, RtfmError, Throttled, Unavailable
 MAX_OUTPUT_TOKENS = 8_192
 """Largest allowed length of a reply, in tokens.
 
-It is enough for an answer of a few hundred words and for the model's thinking, which counts as output.
+This is enough for an answer of a few hundred words and for the model's thinking, which counts as output.
 """
 
 TEMPERATURE = 0.2
@@ -51,7 +51,7 @@ class LanguageModel(Protocol):
 
 
 class ModelNotAsked(RtfmError):
-    """No request was sent to the model. ``reason`` is circuit_open, over_budget or out_of_time, as in metrics."""
+    """A request was not sent to the model. ``reason`` is circuit_open, over_budget or out_of_time, as in metrics."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
 """Builds the prompts and parses the model's replies. No I/O.
 
-The sources are part of one JSON document, each with a number. JSON escapes the text of the messages. Therefore no
+The sources are numbered, and they are part of one JSON document. JSON escapes the text of the messages. Therefore no
 message can end its own quotation and continue as instructions.
 """
 
@@ -74,7 +74,7 @@ STANDALONE_SCHEMA: Mapping[str, Any] = {
 """The form of a rewritten question."""
 
 _LEAK_RUN_WORDS = 8
-"""An answer that repeats this many consecutive words of the instructions is a leak. Chance hardly repeats so many."""
+"""An answer that repeats this many consecutive words of the instructions is a leak. Few answers do so by chance."""
 
 _WORD = re.compile(r"\w+")
 

@@ -22,7 +22,7 @@ MAX_ANSWER_CHARACTERS = 3_500
 """Largest allowed length of an answer, in characters: about two Discord messages. A longer answer is cut."""
 
 MAX_MODEL_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS
-"""Only the first characters of a model's answer, up to this number, are cleaned and shown."""
+"""Before a model's answer is cleaned, it is cut to this many characters."""
 
 
 @frozen(kw_only=True)
@@ -38,9 +38,9 @@ def write_answer(
 ) -> WrittenAnswer:
     """Return the cleaned answer of ``reply``. In ``reply``, number n cites the n-th of ``passages``, counted from 1.
 
-    In the result, only the cited passages have numbers, again from 1. Mentions of channels that are not in ``channels``
-    become plain words. Raises UnusableAnswer for a reply that cites none of ``passages`` ("uncited"), repeats the
-    instructions ("leak"), or has no words left after cleaning ("empty").
+    In the result, only the cited passages have numbers, counted from 1 again. Mentions of channels that are not in
+    ``channels`` become plain words. Raises UnusableAnswer for a reply that cites none of ``passages`` ("uncited"),
+    repeats the instructions ("leak"), or has no words left after cleaning ("empty").
     """
     if leaks_instructions(reply.answer):
         raise UnusableAnswer("leak", "the model's answer repeats its instructions")
@@ -76,7 +76,7 @@ def build_citation(number: int, passage: Passage, message: PassageMessage) -> Ci
         title=to_plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
         author_name=to_plain_name(message.author_name),
-        # The archive accepts any time of an export, but a response must not contain one after the year 9999.
+        # The archive accepts any time of an export, but a response must not contain a time after the year 9999.
         created_at=message.created_at if is_time(message.created_at) else None,
         excerpt=cleaning.excerpt(message.content),
         score=passage.score,

@@ -1,8 +1,9 @@
 """The Discord client: listens to the gateway and publishes messages and questions as events.
 
-Messages, edits and deletions are published in the order in which Discord sends them. For this order, the client awaits
-nothing between receiving one of them and publishing it. A question to the bot is published as a query and not as a
-message. If a question were in the archive, a search for its answer would rank the question itself above the answer.
+Messages, edits and deletions are published in the order in which Discord sends them. To keep this order, the client
+awaits nothing between receiving a message, edit or deletion and publishing it. A question to the bot is published as a
+query and not as a message. If a question were in the archive, a search for its answer would rank the question itself
+above the answer.
 """
 
 from __future__ import annotations

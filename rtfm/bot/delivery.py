@@ -1,8 +1,8 @@
 """Posts a ``BotResponse`` as one reply on Discord. A long reply has several parts.
 
 A response is posted only if it matches an open question of this bot in the archive. All other responses are counted and
-skipped. A response to the asker alone is sent by direct message. Before each part of an answer is posted, the archive
-is asked whether a message that the answer uses was removed.
+skipped. A response that only the asker may read is sent by direct message. Before each part of an answer is posted, the
+archive is asked whether a message that the answer uses was removed.
 
 A question gets one reply, even if its response is delivered again after a crash:
 
@@ -157,7 +157,8 @@ class ReplyDelivery:
         try:
             return bool(await asyncio.to_thread(self._archive.removals.find_removed, source_message_ids(response)))
         except InvalidEvent:
-            return True  # PostgreSQL cannot store one of the ids, so the archive has no message with this id
+            # PostgreSQL cannot store one of the ids. The archive cannot have this message, so it counts as removed.
+            return True
 
     async def _record_part(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(
@@ -244,7 +245,7 @@ def _is_part(message: discord.Message, reference: discord.MessageReference | Non
 
 @contextlib.asynccontextmanager
 async def _translated_errors(question: OpenQuestion) -> AsyncIterator[None]:
-    """Translate Discord's errors. The statuses 403 and 404 are final and are raised unchanged."""
+    """Translate Discord's errors. Errors with the status 403 or 404 are final and are raised unchanged."""
     try:
         yield
     except (discord.Forbidden, discord.NotFound):

@@ -1,9 +1,9 @@
 """Queues events between Discord's event loop and Kafka.
 
-``offer`` does not wait for Kafka. One thread sends the events in order. It keeps each event until a broker has
-acknowledged it, or drops an event that cannot be sent at all. When no sent event awaits its acknowledgement, the events
-that failed are sent again in their order. While Kafka or the registry is down, the outbox fills. When the outbox is
-full, new events are dropped and counted, and the bot is not ready.
+``offer`` does not wait for Kafka. One thread sends the events in order. The outbox keeps each event until a broker has
+acknowledged the event. An event that cannot be sent at all is dropped. When no sent event awaits its acknowledgement,
+the events that failed are sent again in their order. While Kafka or the registry is down, the outbox fills. When the
+outbox is full, new events are dropped and counted, and the bot is not ready.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Outbox:
             return self._problem
 
     def close(self, timeout_s: float) -> int:
-        """Wait up to ``timeout_s`` for all acknowledgements, then stop. Return how many events have none."""
+        """Wait up to ``timeout_s`` for all acknowledgements, then stop. Return the number of events without one."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))

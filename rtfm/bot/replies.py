@@ -21,7 +21,7 @@ PART_LIMIT = 1_999
 """Largest allowed length of a part, in UTF-16 units.
 
 Discord's limit is 2,000 characters. Discord does not document whether it counts code points or UTF-16 units; a text has
-at least as many UTF-16 units as code points.
+at least as many UTF-16 units as code points. Therefore a part within this limit is short enough by both counts.
 """
 
 NONCE_LENGTH = 24

@@ -7,8 +7,8 @@ The bot does not know the roles of members, because it does not use the members 
 only if it is certain that everyone who sees the destination can read the channel. These are the channels that all
 members can read, and the channels that are visible to the same roles and members as the destination.
 
-All ids are ids of access channels. The id of a channel or forum also covers its public threads and posts. A private
-thread has an id of its own.
+The ids of visible channels are ids of access channels. The id of a channel or forum also covers its public threads and
+posts. A private thread has an id of its own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def channels_visible_to_everyone(guild: discord.Guild) -> list[str]:
 def can_show(
     citations: Iterable[Citation], retrieved: Iterable[RetrievedPassage], visible_channel_ids: Iterable[str]
 ) -> bool:
-    """Return whether the readers of an answer can read all messages that it cites and all retrieved passages.
+    """Return whether the readers of an answer can read all messages that the answer cites and all retrieved passages.
 
     ``citations`` must come from ``refresh_citation_channels``. ``visible_channel_ids`` are the channels that the
     readers can read.
@@ -133,9 +133,9 @@ def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
     """Return, for each role or member with an overwrite in ``channel``, whether the overwrite allows viewing it.
 
     Two channels with the same result have the same viewers. The result does not include the server-wide permissions of
-    @everyone, because they have another effect than an overwrite for @everyone. If an overwrite denies @everyone to
-    view the channel, it also hides the channel from roles whose server-wide permissions allow viewing. If only the
-    server-wide permissions deny it to @everyone, these roles see the channel.
+    @everyone, because these permissions have another effect than an overwrite for @everyone. If an overwrite denies
+    viewing to @everyone, the channel is also hidden from roles whose server-wide permissions allow viewing. If only the
+    server-wide permissions deny viewing to @everyone, these roles see the channel.
     """
     return {
         target.id: overwrite.view_channel

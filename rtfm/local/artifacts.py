@@ -36,8 +36,8 @@ Several threads call it, but never two at the same time.
 Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """The progress callback of jgo, the library that downloads the archives.
 
-jgo calls the meter with a file's name and size. The meter returns a context manager, and jgo calls the function that
-this context manager yields with the number of bytes of each chunk.
+jgo calls the meter with a file's name and size. The meter returns a context manager that yields a function. For each
+chunk, jgo calls this function with the chunk's number of bytes.
 """
 
 _PARALLEL_DOWNLOADS = 6
@@ -194,7 +194,7 @@ def _fetch_all(artifacts: list[Artifact], partial: Path, cache_dir: Path, meter:
     context = MavenContext(
         repo_cache=partial, resolver=PythonResolver(progress_callback=meter), timeout=_REPLY_TIMEOUT_S
     )
-    # Largest first, so that the last download does not run alone.
+    # Largest first, so that no large download runs alone at the end.
     order = sorted(artifacts, key=lambda artifact: -artifact.size_bytes)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         try:

@@ -3,9 +3,9 @@
 The embedding model is stored in ``RTFM_HOME/models``. If a fetch fails, it leaves nothing in this folder. Without the
 embedding model, RTFM uses keyword search. So a caller may catch Unavailable and continue.
 
-Both sources offer all-MiniLM-L6-v2 in fp32, but the exports differ, and their vectors cannot be compared. With the
-vectors, PostgreSQL stores a digest of the files of the embedding model. If the fetched files have another digest, a
-rebuild is needed.
+Both sources offer all-MiniLM-L6-v2 in fp32, but the two exports differ. A vector of one export cannot be compared with
+a vector of the other export. With the vectors, PostgreSQL stores a digest of the files of the embedding model. If the
+fetched files have another digest, a rebuild is needed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CONNECT_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 _MAVEN_TIMEOUT_FACTOR = 3
-"""The time limits for Maven Central are this many times longer, because its download takes several requests."""
+"""For Maven Central, the time limits are multiplied by this number, because its download takes several requests."""
 
 
 def model_dir(home: Path) -> Path:

@@ -67,7 +67,8 @@ BROKER_SETTINGS = {
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
-    # With group.protocol=consumer the broker sets the session timeout. After a crash, its default is a wait of 45 s.
+    # With group.protocol=consumer the broker sets the session timeout. The default would be a wait of 45 s after a
+    # crash.
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",

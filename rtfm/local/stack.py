@@ -114,7 +114,7 @@ class LocalStack:
             running = {name: entry for name in names if (entry := self._running_entry(name))}
             self._check_ports_unchanged(running, ports or {})
             with ThreadPoolExecutor(len(SERVICES)) as pool:
-                # A process that was killed a moment ago may still be listed as running, so all of them must answer.
+                # A process that was killed a moment ago may still be listed as running, so each one must answer.
                 answering = list(pool.map(self._wait_until_answering, running, running.values()))
             missing = [name for name in names if not dict(zip(running, answering, strict=True)).get(name)]
             if missing:
@@ -250,7 +250,7 @@ class LocalStack:
     def _end_orphans(self, name: str, data_dir: Path) -> None:
         """Wait until the child processes of a killed process end.
 
-        If ``up`` was killed while it started the dependency, its processes are killed.
+        If an earlier ``up`` was killed while it started the dependency, kill the processes that this start left.
         """
         was_starting = "begun" in self._read_state().get(name, {})
         deadline = self._clock() + ORPHANS_TIMEOUT_S
@@ -390,7 +390,7 @@ class LocalStack:
 def _find_process(entry: dict[str, Any] | None) -> psutil.Process | None:
     """Return the running process of a state entry, or None if the process has ended.
 
-    Another process may have the same process id since then; it is recognised by its start time.
+    After the process has ended, another process may get the same process id. The two differ in their start times.
     """
     if not entry:
         return None
@@ -409,8 +409,8 @@ def _is_listening(entry: dict[str, Any]) -> bool:
         try:
             connections = process.net_connections("tcp")
         except psutil.AccessDenied:
-            # This user may not read the connections. Either the process runs as another user, and is taken to listen,
-            # or it is a process of this user that has ended. A process that has ended has no command line.
+            # This user may not read the connections. If the process runs as another user, it is assumed to listen. If
+            # it is a process of this user, it has ended. A process that has ended has no command line.
             return bool(process.cmdline())
     except psutil.NoSuchProcess:
         return False
