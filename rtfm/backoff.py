@@ -1,7 +1,8 @@
 """Exponential backoff with jitter. Pure: this module computes waits, and its callers wait.
 
-Before jitter, each wait is twice as long as the previous wait, up to a limit. Jitter multiplies it by a random factor
-between 0.5 and 1. Without jitter, all processes that lost a dependency would connect to it again at the same moment.
+Before jitter, each wait is twice as long as the previous wait, up to a limit. Jitter multiplies a wait by a random
+factor between 0.5 and 1. Without jitter, all processes that lost a dependency would connect to it again at the same
+moment.
 """
 
 from __future__ import annotations

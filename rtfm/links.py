@@ -9,7 +9,7 @@ These texts count as links, because Discord shows them as links:
 
 Addresses that other programs show as links, such as ``www.…`` and ``mailto:…``, count too.
 
-The time is proportional to the length of the text.
+The time that the functions take is proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attrs import frozen
 LINK_REMOVED = "(link removed)"
 
 OPEN, CLOSE = "\ue000", "\ue001"
-"""Private-use characters that callers may put around a part of a text. An address ends before either of them."""
+"""Private-use characters that callers may put around a part of a text. An address ends before such a character."""
 
 _LINK_START = re.compile(
     r"https?\\?:\\?[/\\]"
@@ -71,7 +71,7 @@ def remove_unknown_links(text: str, known: Collection[str] = ()) -> str:
     """Return ``text`` with a note in place of each address that is not in ``known``, also in code blocks.
 
     ``known`` contains addresses as ``find_links`` returns them. An address with an account before its host is removed
-    even if it is known, because ``https://docs.example@evil.example`` leads to the second host name.
+    even if it is known, because ``https://docs.example@evil.example`` leads to ``evil.example``.
 
     A masked link gets no note. It is replaced by its words, and by its address after them if the address is known. If
     the words are a number, the link is a citation: the number stays in its brackets, and the address is removed even if

@@ -2,8 +2,9 @@
 
 ``secret_forms`` defines the forms by which secrets are recognised. A secret without such a form is not found.
 
-The time is proportional to the length of the text, because in each pattern a repetition is bounded if what follows it
-may fail to match. A pattern is tried only if one of its form's literals occurs in the text.
+The time of a search is proportional to the length of the text. For this purpose, each pattern limits the length of a
+repetition if the part of the pattern after the repetition may fail to match. A pattern is tried only if one of its
+form's literals occurs in the text.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _EMAIL = re.compile(
     r"(?<![\w.+-])(?<!//)(?!git@)(?:mailto:)?[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )
 
-# Zero-width characters. Secrets are searched for without them, because a token with such a character inside is valid
-# again when it is pasted into a terminal that drops the character.
+# Zero-width characters. They are left out of the text that is searched for secrets. Otherwise a token with such a
+# character inside would not be found, and would be valid again in a terminal that drops the character.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )

@@ -1,7 +1,8 @@
 """The published forms of tokens, keys and passwords that people paste into help channels. Pure.
 
-A form's pattern is tried only if one of its literals occurs in the text. In each pattern a repetition is bounded if
-what follows it may fail to match. The time is therefore proportional to the length of the text.
+A form's pattern is tried only if one of the form's literals occurs in the text. Each pattern limits the length of a
+repetition if the part of the pattern after the repetition may fail to match. The time of a search is therefore
+proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from attrs import frozen
 class SecretForm:
     """One form of a secret.
 
-    ``hints`` are literals in lower case. Every text with such a secret, in lower case, contains at least one of them.
-    The secret is the group ``secret`` of ``pattern``, or the whole match if there is no such group. ``accepts`` returns
-    whether a match is really a secret. If ``accepts`` is None, every match is a secret.
+    ``hints`` are literals in lower case. If a text contains such a secret, the text in lower case contains at least one
+    of ``hints``. The secret is the group ``secret`` of ``pattern``, or the whole match if there is no such group.
+    ``accepts`` returns whether a match is really a secret. If ``accepts`` is None, every match is a secret.
     """
 
     hints: tuple[str, ...]

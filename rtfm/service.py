@@ -131,9 +131,9 @@ class Watchdog:
     a hung loop would keep its partitions, and nobody would handle their records. Before the process ends, the stacks of
     all threads are written to standard error.
 
-    While other code holds the GIL, such as a backtracking regular expression or a C extension, the watchdog's thread
-    cannot run. Therefore the thread arms a timer of the interpreter again and again. If the thread does not run for
-    ``limit_s`` seconds, the timer ends the process. The timer does not need the GIL.
+    The watchdog's thread cannot run while other code, such as a backtracking regular expression or a C extension, holds
+    the GIL. A timer of the interpreter, which does not need the GIL, covers this case. The thread arms the timer again
+    and again. If the thread does not run for ``limit_s`` seconds, the timer ends the process.
 
     Use it as ``with Watchdog(health, 45): …``, once per process.
     """

@@ -97,7 +97,7 @@ def bootstrap_servers(value: str) -> str:
 
 
 def topic_prefix(value: str) -> str:
-    """Check a prefix of topic names. It may have 100 characters; Kafka allows 249 for the whole name of a topic."""
+    """Check a prefix of topic names. It may have up to 100 characters; Kafka allows 249 for a topic's whole name."""
     if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
         raise ValueError("at most 100 letters, digits, dots, dashes and underscores")
     return value

@@ -1,7 +1,7 @@
 """Observability of a service: logs, metrics, health, and the trace context in Kafka headers.
 
-Every metric of the project is defined here. At the levels INFO and above, no module logs the content of a message or a
-secret.
+Every metric of the project is defined here. At the levels INFO and above, no module logs a secret or the content of a
+message.
 """
 
 from __future__ import annotations

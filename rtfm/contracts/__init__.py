@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 COMMAND_TIMEOUT_S = 15.0
-"""Timeout, in seconds, of each registry request that a command makes.
+"""Timeout, in seconds, of each registry request of a command that writes to the registry.
 
-It is longer than the timeout of services, because a command does not retry, and a registry that has just started takes
+The timeout of services is shorter, because services retry and commands do not. A registry that has just started takes
 seconds to respond.
 """
 
@@ -86,8 +86,8 @@ class Contracts:
 
         Raises UndecodableRecord if the bytes are not a value of the schema whose id they carry, and UnknownSchema if
         the registry has no usable schema with that id. Raises Unavailable if the schema must be looked up and the
-        registry does not respond, and ConfigError if the registry has another schema under an id that this process
-        used.
+        registry does not respond. Raises ConfigError if the registry now has another schema under an id that this
+        process has used.
         """
         try:
             decode = self._decoders[topic_name][data[:FRAME_BYTES]]
@@ -100,7 +100,8 @@ class Contracts:
         schema_id = schema_id_of(data)
         decode = codec.decoder(self.registry.schema(schema_id))
         self._decoders[topic_name][data[:FRAME_BYTES]] = decode
-        # If a conflict of ids was found after the look-up above, this second look-up raises ConfigError.
+        # Another thread may have found a conflict of ids since the first look-up. If so, this second look-up raises
+        # ConfigError, and the decoder is not returned.
         self.registry.schema(schema_id)
         return decode
 

@@ -104,7 +104,7 @@ class Catalogue:
     def released_schemas(self, topic_name: str) -> dict[int, Schema]:
         """Read the topic's released schemas, as a dict from version to schema in ascending order.
 
-        Raises ConfigError for a file that is not a schema or whose name is not a version.
+        Raises ConfigError if a file is not a schema, or if its name is not a version.
         """
         directory = self.released_directory(topic_name)
         found = {}

@@ -6,10 +6,10 @@ follows. The codec guarantees three things:
 - It decodes bytes only if the frame is followed by exactly one value of the schema whose id the frame carries.
 - It refuses to encode an event that does not fit its schema or breaks a rule of ``rtfm.events``. The error names the
   field.
-- For no input does it allocate more than a small multiple of the input's size.
+- The memory that it allocates is at most a small multiple of the input's size.
 
 Decoding does not check the rules of ``rtfm.events``, because handlers check them. The codec does not use a registry.
-Callers pass the schema id for encoding, and the writer's schema for decoding if it differs from the codec's own.
+For encoding, callers pass the schema id. For decoding, they pass the writer's schema if it is not the codec's own.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class EventCodec(Generic[Event]):
     def source_for(self, writer_schema: Schema) -> str:
         """Return the source of the compiled decoder for records of ``writer_schema``.
 
-        Raises compiled.Unresolvable if these records cannot be read as the event, and compiled.NotCovered if the
-        compiled codec does not support them, so that fastavro decodes them.
+        Raises compiled.Unresolvable if these records cannot be read as the event. Raises compiled.NotCovered if the
+        compiled codec does not support a type of the schemas; fastavro then decodes these records.
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 

@@ -27,8 +27,8 @@ _DECODING_ERRORS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit
 class DecodingFault:
     """The place at which a record cannot be decoded.
 
-    ``position`` is the index of the byte, counted from 0 at the first byte of the frame. ``path`` is the field, and
-    ``reason`` says what is wrong.
+    ``position`` is the index of the byte at this place; the first byte of the frame has the index 0. ``path`` is the
+    field, and ``reason`` says what is wrong.
     """
 
     position: int
@@ -53,7 +53,7 @@ class _ReadState:
     position: int
     path: str = ""
     start: int = 0
-    """The position at which the value that is being read begins."""
+    """The position of the first byte of the value that is being read."""
 
 
 Put = Callable[[Any], object]

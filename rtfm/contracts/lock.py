@@ -1,4 +1,4 @@
-"""The file ``contracts.lock``. It contains the checksums of the released versions, which reveal a changed file.
+"""The file ``contracts.lock``. If a file of a released version is changed, the checksums in this file reveal that.
 
 This module also defines the fingerprint of a schema. Two schemas that differ only in layout and docs have the same
 fingerprint. The module reads and writes files, and does not use a registry.

@@ -82,7 +82,7 @@ def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool]
     seen.add(id(node))
     if node.kind == "fixed" and not is_size(node.size):
         return f"{node.name} has the invalid size {node.size!r}"
-    # Here it is known that the items do not contain themselves. The loop above has returned if they do.
+    # At this point, the items do not contain themselves: if they did, the loop above would have returned.
     if node.kind == "array" and node.items is not None and takes_no_bytes(node.items, no_bytes):
         return "the items of an array take no bytes"
     if node.kind == "record" and any(part.kind == "record" and takes_no_bytes(part, no_bytes) for part in parts):
@@ -111,7 +111,7 @@ def build_event(shape: shapes.Shape, value: Any) -> Any:
 
 
 class _BoundedReader:
-    """A file in memory that raises EOFError for a read past its end or of a negative size.
+    """A file in memory. If a read has a negative size or goes past the end, the file raises EOFError.
 
     For such a read, an ordinary file would return the bytes that are left, and fastavro would accept them.
     """

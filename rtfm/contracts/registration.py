@@ -70,7 +70,7 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
     a look-up fails, the earlier writes are rolled back, as far as the registry responds.
 
     After the last write, the ids that are cached on this machine are compared with the registry. If the registry does
-    not respond to this comparison, Unavailable is raised, but the schemas stay registered and nothing is rolled back.
+    not respond during this comparison, Unavailable is raised, but the schemas stay registered.
     """
     undo_steps: list[Callable[[], None]] = []
     result = []
@@ -115,8 +115,8 @@ def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) ->
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
     in_registry = {number: known for number, (_, known) in registry.versions(topic.name).items()}
-    # If the current schema is registered, nothing counts as missing: an earlier version that is not in the registry
-    # was removed on purpose, and is not registered again.
+    # If the current schema is registered, nothing counts as missing. If an earlier version is not in the registry,
+    # somebody may have removed the version on purpose, so the version is not registered again.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
         for number, known in versions_to_compare(in_registry, level).items():

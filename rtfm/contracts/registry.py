@@ -3,8 +3,8 @@
 There are two look-ups: ``id_for`` finds the id of a schema, and ``schema`` finds the schema of an id.
 
 - If several threads look something up, they make one request at a time. No request takes longer than the timeout.
-- If the registry does not respond, further look-ups that need a request raise Unavailable at once until a pause is
-  over. The pause grows with each failure and has jitter.
+- If the registry does not respond, no request is made during a pause: look-ups that need a request raise Unavailable
+  at once. The pause grows with each failure and has jitter.
 - If the registry does not know an id, that id is not requested again for half a minute.
 - Responses are cached on disk, so that a service can start without the registry. The first look-up of a cached id asks
   the registry to confirm the id. If the registry does not respond, a thread asks again later. If the registry has
@@ -38,7 +38,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
 """The first and the longest pause after a failed request, in seconds, before jitter."""
 
 CONFIRM_TIMEOUT_S = 0.5
-"""Longest time, in seconds, that the first look-up of a cached id waits until the registry confirms the id.
+"""Longest time, in seconds, that the first look-up of a cached id waits for the registry to confirm the id.
 
 If the registry has not responded by then, the look-up returns the id, and a thread confirms the id in the background.
 """

@@ -1,7 +1,7 @@
 """A disk cache of a registry's ids and schemas. Each pair of registry address and prefix has its own folder.
 
-Entries do not expire, because a registry does not give the id of one schema to another schema unless the registry is
-rebuilt. In case it was rebuilt, the module ``registry`` confirms cached ids.
+Entries do not expire, because only a registry that was rebuilt gives the id of one schema to another schema. The module
+``registry`` confirms cached ids, and thereby finds out whether the registry was rebuilt.
 
 Each entry is a file. Services can therefore share a folder without overwriting each other's entries. If the cache
 cannot be read or written, it is ignored without an error.

@@ -186,7 +186,7 @@ class RegistryClient:
     def _read_answer(self, status: int, content: bytes, request: str) -> Any:
         """Return the parsed response, or None if the registry does not have what was requested.
 
-        For any other status of failure, raise the error that the status means.
+        If the response reports another failure, raise the error for its status.
         """
         answer = _parse_json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:

@@ -47,7 +47,7 @@ class Primitive:
 class Enumeration:
     """A member of ``enum_class``. The member's value is the symbol that is encoded.
 
-    ``default`` is the symbol that replaces an unknown one, or None if the schema has no default.
+    ``default`` is the symbol that replaces an unknown symbol, or None if the schema has no default.
     """
 
     enum_class: type[Enum]

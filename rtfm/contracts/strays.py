@@ -31,7 +31,7 @@ class Stray:
 
     @property
     def message(self) -> str:
-        """One line that says which version it is, what is wrong with it and who may have registered it."""
+        """One line that names the version, and says what is wrong with it and who may have registered it."""
         verdict = f"it breaks rules ({'; '.join(self.breaks)})" if self.breaks else "it breaks no rule"
         return (
             f"{self.subject} version {self.version} (id {self.schema_id}) was never released; {verdict}; it was"

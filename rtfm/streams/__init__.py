@@ -1,7 +1,8 @@
 """Streams: topics, producers, the pipeline and dead letters, on Kafka.
 
 ``open_reader`` and ``open_producer`` are the stable interface for other programs; docs/contracts.md shows both. To
-understand the other modules, start with ``pipeline``. They use these terms, which docs/glossary.md defines:
+understand the modules of this package, start with ``pipeline``. The modules use these terms, which docs/glossary.md
+defines:
 
 - *lane*: the records of one partition and key, which are handled one after another. With batches, a lane has all
   records of one partition.
@@ -52,10 +53,10 @@ def open_reader(
 def open_producer(settings: Settings | None = None) -> EventProducer:
     """Return a producer of typed events, whose ``flush`` raises Unavailable if a record was not delivered.
 
-    The end of its ``with`` block also waits for delivery, but only logs that records were not delivered. Register the
-    schemas first (`rtfm-cli schemas register`), because the producer does not register them. If ``settings`` is None,
-    the settings are read from the environment and the file .env. Nothing is written to this machine's disk. Raises
-    ConfigError if a setting is invalid.
+    The end of its ``with`` block also waits for delivery. If a record was not delivered, the block raises no error and
+    the failure is only logged. Register the schemas first (`rtfm-cli schemas register`), because the producer does not
+    register them. If ``settings`` is None, the settings are read from the environment and the file .env. Nothing is
+    written to this machine's disk. Raises ConfigError if a setting is invalid.
     """
     from rtfm.streams.producer import EventProducer
 
@@ -63,7 +64,7 @@ def open_producer(settings: Settings | None = None) -> EventProducer:
 
 
 def _open(settings: Settings | None) -> tuple[Settings, Contracts]:
-    """Return the settings and the contracts. Schemas are cached in memory only, and not in files as services do."""
+    """Return the settings and the contracts. Schemas are cached in memory only; services also cache them in files."""
     from rtfm import settings as loading
     from rtfm.contracts import Contracts, SchemaRegistry, catalogue
 

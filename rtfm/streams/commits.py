@@ -102,7 +102,7 @@ class Commits:
         self._committed_partitions: dict[int, PartitionState] = {}
         """By partition number, the current assignments for which this process has committed a position."""
         self._must_check_positions = False
-        """Whether a new producer was opened since this object last checked whether a late request moved a position."""
+        """Whether ``_restore_positions`` must run, because a new producer was opened since its last run."""
         self._uncommitted_count = 0
         self._last_attempt_s = self._last_commit_s = self._not_before_s = 0.0
         self._backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
@@ -265,8 +265,8 @@ class Commits:
     def confirm_name(self) -> None:
         """Raise Fenced if another process uses this instance's name.
 
-        If another process uses the name, it opened its own producer before it joined the group, and thereby fenced this
-        one. If the producer needs a new epoch, nothing is checked.
+        If another process uses the name, it opened its own producer before it joined the group, and thereby fenced the
+        producer of this process. If this process's producer needs a new epoch, the name is not checked.
         """
         if not self._transactions.needs_open:
             self._transactions.confirm_name(TopicPartition(self._full_topic, 0, 0))
@@ -274,7 +274,7 @@ class Commits:
     def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """Return the group's committed positions of the partitions ``numbers``. Raises Unavailable, Fenced."""
         if self._transactions.needs_open:
-            # Opening the producer ends the last transaction. Positions in an open transaction cannot be read.
+            # Positions in an open transaction cannot be read. Opening the producer ends the last transaction.
             self._transactions.open()
             self._must_check_positions = True
         return self._fetch_positions(consumer, numbers, timeout_s)
@@ -295,10 +295,10 @@ class Commits:
         """Find out whether the last transaction was committed. Raises Unavailable, PositionsChanged.
 
         Every commit of a finished record changes the offset or the metadata of a position. So the group now has either
-        the positions that were sent, or the positions from before. A transaction is committed as a whole, so the
-        positions of the partitions that are still assigned tell the outcome of the whole transaction. If a position is
-        neither the sent nor the earlier one, another process has committed it. Then this process has lost its
-        partitions without knowing it yet.
+        the positions that were sent, or the positions from before the transaction. A transaction is committed as a
+        whole, so the positions of the partitions that are still assigned tell the outcome of the whole transaction. If
+        a position is neither the sent one nor the earlier one, another process has committed it. In that case this
+        process has lost the partition, but does not know that yet.
         """
         if self._transactions.needs_open:
             self._transactions.open()  # Afterwards the last transaction is either committed or aborted.

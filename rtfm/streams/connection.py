@@ -22,7 +22,7 @@ REQUEST_TIMEOUT_S = 5.0
 POLL_MARGIN_S = 15.0
 """By how much ``max.poll.interval.ms`` is longer than WATCHDOG_S.
 
-So if a process hangs, the watchdog ends the process earlier than the group would remove the member.
+If a process hangs, the watchdog therefore ends the process before the group removes the member.
 """
 
 SESSION_TIMEOUT_MS = 6000
@@ -31,9 +31,10 @@ SESSION_TIMEOUT_MS = 6000
 ANSWER_TIMEOUT_S = 9.0
 """How long a request waits for its response before its connection is closed.
 
-If a firewall drops packets, a connection is dead without a sign, and with librdkafka's default its requests would wait
-for 60 s. librdkafka requires a value below the transaction timeout, which is EXPIRY_S. The value is above
-COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the transaction.
+If a firewall drops packets, nothing tells the client that its connection is dead. With librdkafka's default, a request
+on this connection would wait for 60 s. librdkafka requires a value below the transaction timeout, which is EXPIRY_S.
+The value is above COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the
+transaction.
 """
 
 _log = get_logger(__name__)
@@ -127,7 +128,7 @@ class KafkaConfig:
         return {**self.client_config(), "partitioner": PARTITIONER, "compression.type": self.compression}
 
     def consumer_config(self, group: str) -> dict[str, Any]:
-        """Return the configuration that all consumers share that read records.
+        """Return the configuration that is common to all consumers that read records.
 
         With this configuration a consumer reads committed records only, and reports when it reaches the end of a log.
         """

@@ -33,8 +33,8 @@ class Record(NamedTuple):
     """A record with its decoded value. ``topic`` is without prefix, and ``timestamp_ms`` is Kafka's timestamp.
 
     ``event`` is None if the topic has no schema, if decoding was not wanted, or if it failed. If decoding failed,
-    ``error`` gives the reason. The class is a NamedTuple, because creating an attrs instance takes three times as long,
-    and there is one for each record.
+    ``error`` gives the reason. The class is a NamedTuple, because an instance is created for each record, and creating
+    an attrs instance takes three times as long.
     """
 
     topic: str

@@ -157,9 +157,9 @@ class Handling:
     def handle(self, raw_records: Sequence[RawRecord], partition: PartitionState) -> HandlingResult:
         """Handle ``raw_records`` of one partition as one batch, and try again while a dependency is unavailable.
 
-        Raises HandlingCancelled if this thread had to wait and the service is stopping or the partition is no longer
-        assigned. A defect of the handler is raised as it is, unless ``Quarantine.count_defect`` says that the record
-        must become a dead letter.
+        If this thread has to wait, and the service stops or the assignment of the partition ends meanwhile, raises
+        HandlingCancelled. A defect of the handler is raised as it is, unless ``Quarantine.count_defect`` says that the
+        record must become a dead letter.
         """
         if self._quarantine.is_active and (result := self._dead_letter_if_fatal(raw_records)) is not None:
             return result
@@ -266,7 +266,7 @@ class Handling:
     def _dead_letter_if_fatal(self, raw_records: Sequence[RawRecord]) -> HandlingResult | None:
         """Return a dead letter if there is one record and it crashed the process too often. Otherwise return None.
 
-        The record is not decoded, because decoding may be what crashes.
+        The record is not decoded, because decoding it may crash the process again.
         """
         crashes = self._quarantine.count_crashes(self._group, raw_records[0].partition(), raw_records[0].offset())
         if len(raw_records) > 1 or crashes < FATAL_CRASHES:

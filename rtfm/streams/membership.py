@@ -28,7 +28,7 @@ REJOIN_PAUSE_S = 1.0
 """Time between leaving the group and joining it again."""
 
 WATERMARK_TIMEOUT_S = 2.0
-"""Time limit for reading the beginning and the end of a partition's log for the lag."""
+"""Time limit for reading the beginning and the end of a partition's log, from which the lag is computed."""
 
 TOPIC_PATIENCE_S = 10.0
 """How long brokers may report that the topic is unknown before this module checks whether it was deleted.
@@ -52,7 +52,7 @@ _client_log.addFilter(lambda line: line.getMessage().startswith(("OFFSET", "MAXP
 
 
 class RebalanceListener(Protocol):
-    """The methods that a membership calls, mostly during a poll, and on the thread that polls.
+    """The methods that a membership calls. It calls them on the thread that polls, and mostly during a poll.
 
     If a method raises an error, ``Membership.poll`` or ``Membership.leave`` raises that error.
     """
@@ -73,7 +73,7 @@ class RebalanceListener(Protocol):
         """Drop the uncommitted records of each partition whose ``is_assigned`` is False."""
 
     def on_end_of_log(self, partition: PartitionState) -> None:
-        """Note that ``partition`` was read to the end of the log, and that its ``end`` passed transaction markers."""
+        """Note that ``partition`` was read to the end of its log, and its ``end`` moved past transaction markers."""
 
     def confirm_name(self) -> None:
         """Raise Fenced if another process uses this instance's name."""
@@ -102,7 +102,7 @@ class Membership:
         self._starts = Starts(kafka, topic=topic, group=group)
         self._partitions: dict[int, PartitionState] = {}
         self._just_assigned: dict[int, int] = {}
-        """The partitions that were assigned since the consumer last gave ``poll`` a first record, with their starts."""
+        """By partition number, the starts of assignments that began since ``poll`` last got a first record."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False

@@ -123,7 +123,7 @@ class Pipeline:
         """Prepare the pipeline; ``run`` connects to Kafka.
 
         If ``handler`` is a future, the pipeline joins the group once the future has a result. Without ``dead_letters``
-        the default limits apply. Without a ``quarantine``, nothing prevents that a record crashes the process at every
+        the default limits apply. Without a ``quarantine``, nothing prevents a record from crashing the process at every
         start. ``grace_s`` is the time that stopping may take. Four fifths of this time are for unfinished records. If
         the instance is outside the group for longer than ``max_outside_s``, the pipeline reports that it is not alive.
 
@@ -242,7 +242,7 @@ class Pipeline:
         return True
 
     def _step(self) -> None:
-        """Collect results, poll and commit. Leave out those of these steps that are not due."""
+        """Collect results, poll and commit, each only if it is due."""
         self._health.beat(self._group)
         if self._lanes:
             # Results are awaited here and not in poll(), because another thread cannot wake poll().

@@ -4,8 +4,8 @@ This module owns the format of a committed position. The committed offset is the
 the window if all offsets are finished. The metadata contains the finished map, which says which offsets above the
 committed one are finished. After the map follows the tally of dead letters, if there are dead letters. The finished map
 is a list of run lengths. The length of the map is bounded by the number of unfinished records, because each run of
-finished offsets follows an unfinished one. The map is never cut, because finished records beyond the end of the map
-would be handled again. This module uses neither Kafka nor a clock.
+finished offsets follows an unfinished one. The map is never cut. If it were, the finished records beyond its end would
+be handled again. This module uses neither Kafka nor a clock.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class PartitionState:
     stored: tuple[int, str] | None = None
     """The group's offset and metadata, as far as this process knows; None if the group has no position."""
     end: int = 0
-    """The offset after the window: the highest polled offset plus one, or a higher offset if no record lies between.
+    """The offset after the window: the highest polled offset plus one, or a higher one if no record lies between them.
 
-    When an assignment begins, it is the end of the restored finished map.
+    When an assignment begins, this offset is the end of the restored finished map.
     """
     unfinished: dict[int, None] = field(factory=dict)
     """Unfinished offsets in ascending order."""

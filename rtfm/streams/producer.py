@@ -5,8 +5,8 @@ is the one of Kafka's Java clients. The queue is bounded. If the queue is full, 
 Unavailable after the delivery timeout.
 
 If a queued record is not delivered, ``on_delivery`` and the next ``flush`` report that. Records that are still queued
-when the producer is closed are dropped, and only ``on_delivery`` and the log report them. A service need not call
-``flush``, because the producer keeps only the number of failures for each reason.
+when the producer is closed are dropped, and only ``on_delivery`` and the log report them. If ``flush`` is never called,
+failures do not fill the memory, because the producer keeps only their number for each reason.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class EventProducer:
                         error=None if error is None else error.str(),
                     )
                 )
-            except Exception:  # Otherwise the call that runs this callback would raise the error, perhaps elsewhere.
+            except Exception:  # Otherwise poll() or flush() would raise the error, perhaps in an unrelated caller.
                 _log.exception("on_delivery failed", topic=topic)
 
         return report

@@ -35,8 +35,7 @@ class GroupProgress:
     def committed_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """Return, by partition number, the offset from which the group continues.
 
-        Those of the ``partitions`` without a committed offset are left out. Raises Unavailable if Kafka does not
-        answer.
+        Partitions without a committed offset are left out. Raises Unavailable if Kafka does not answer.
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]

@@ -211,7 +211,7 @@ class CrashJournal(Quarantine):
             if not partition.is_finished(offset):
                 unfinished += 1
             # A record with too many crashes stays a suspect until its dead letter is committed. The process may end
-            # earlier. If the record were no longer a suspect then, the next run would handle the record again.
+            # before that commit. If the record were not a suspect then, the next run would handle the record again.
             elif crashes < FATAL_CRASHES or offset < partition.committed:
                 self.suspects.pop(suspect, None)
         self._unfinished[group] = unfinished

@@ -27,7 +27,7 @@ transactions.
 """
 
 CONFIRMATIONS = 2
-"""A position is read again up to this many times if it is missing, or lower than one that this process knows.
+"""A position is read again up to this many times if it is missing, or lower than an offset known to be committed.
 
 A coordinator that has just taken over a group may not know the newest position yet.
 """

@@ -265,8 +265,8 @@ class Transactions:
     def _on_statistics(self, text: str) -> None:
         # Only connections to brokers with an id are considered. The logical connection to the coordinator has no id. It
         # carries no positions, and changes when the coordinator moves. If the present connection to a broker started
-        # later than the connection that was seen first, that one was lost. The count of disconnects is not used,
-        # because it starts at 0 again when librdkafka replaces a broker.
+        # later than the connection that was seen first, the first connection was lost. The count of disconnects is not
+        # used, because it starts at 0 again when librdkafka replaces a broker.
         statistics = json.loads(text)
         for broker in statistics["brokers"].values():
             if (node := broker["nodeid"]) < 0:
@@ -313,7 +313,7 @@ class Transactions:
                 raise self._expired_or_fenced(abort_error.args[0]) from abort_error
             raise OutcomeUnknown(error.str()) from abort_error
         # If a record was refused, its report may come after ``error``, but comes before the abort returns. So
-        # ``_refused`` is read here.
+        # ``_refused`` is read only now, after the abort.
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
         # If a request of this transaction may still reach a broker, a new epoch is needed, because the broker would add
@@ -360,8 +360,8 @@ def is_member(metadata: bytes) -> bool:
 def member_id(metadata: bytes) -> bytes:
     """Return the member id in group ``metadata``, which is empty if the consumer is not a member.
 
-    The id follows the name of the group. A classic group gives a new id to each member that joins. So while the id
-    stays the same, the group has not removed the member and given the member's partitions to another member.
+    In the metadata, the id follows the name of the group. A classic group gives a new id to each member that joins. So
+    if the id has not changed, the member was not readmitted.
     """
     _, _, rest = metadata[len("CGMDv2:") + 4 :].partition(b"\0")
     return rest.partition(b"\0")[0]

@@ -33,9 +33,9 @@ class NotCovered(Exception):
 def source(shape: shapes.RecordShape, writer: Node) -> tuple[str, dict[str, Any], dict[int, str]]:
     """Generate the function ``decode(data) -> event``.
 
-    Return its source, the objects that it uses by name, and the path of the field that each of its lines reads, by line
-    number. Raises Unresolvable if the writer's records cannot be read as the event, and NotCovered if only fastavro
-    supports a type.
+    Return three things: the source, a dict from name to each object that the source uses, and a dict from line number
+    to the path of the field that the line reads. Raises Unresolvable if the writer's records cannot be read as the
+    event, and NotCovered if only fastavro supports a type.
     """
     state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
     state.names.update(read_float=varints.float_codec("f")[1], read_double=varints.float_codec("d")[1])
@@ -240,7 +240,7 @@ def _skip_field(state: SourceState, entry: Field, path: str, depth: int) -> None
 
 
 def build_blank(event_class: type[Any]) -> type[Any] | None:
-    """Build a subclass of a frozen attrs class whose instances can be filled field by field.
+    """Build a subclass of the frozen class ``event_class``. Its instances can be filled field by field.
 
     A filled instance becomes an instance of ``event_class`` by an assignment to its ``__class__``. Return None if this
     is impossible: if the constructor of ``event_class`` does more than set fields, or if ``__class__`` cannot be

@@ -1,8 +1,8 @@
 """The generator of encoders. It turns the shape of an event into the source of a Python function.
 
 The function takes the event and the frame. It prepares the parts of each field in order, without calls where possible,
-and joins all parts once. It has a fast path for short ASCII texts, and checks the ids of a record together. If it
-raises an exception, the caller gets the error that ``build_refusal`` builds.
+and joins all parts once. It has a fast path for short ASCII texts, and checks the ids of a record together. If an
+exception occurs in the function, the function raises the error that ``build_refusal`` builds.
 
 The function also makes sure that the event breaks no rule of ``rtfm.events``. For nearly all events, two fast tests are
 enough: an id of 1 to 19 digits satisfies every rule for ids, and an ``observed_at`` is valid if it is not later than
@@ -23,7 +23,8 @@ from rtfm.events import ID, is_id_field
 def source(shape: shapes.RecordShape) -> tuple[str, dict[str, Any]]:
     """Generate the function ``encode(event, frame) -> bytes``.
 
-    Return its source and the objects that it uses, by name. ``shapes.is_covered`` must be true of ``shape``.
+    Return the source, and a dict from name to each object that the source uses. ``shapes.is_covered`` must be true of
+    ``shape``.
     """
     state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
     state.names.update(join="".join, write_float=varints.float_codec("f")[0], write_double=varints.float_codec("d")[0])

@@ -78,7 +78,7 @@ def _skip_blocks(inner: list[Skip], data: bytes, position: int) -> int:
                 before = position
                 position = _skip_all(inner, data, position)
                 if position == before:
-                    # The items take no bytes, and the position would not change any more. The loop ends here, because
-                    # a block may claim as many such items as the record has bytes.
+                    # The items take no bytes, so further rounds of this loop would not change the position. A block may
+                    # claim as many such items as the record has bytes, so these rounds are left out.
                     break
     return position + 1

@@ -64,7 +64,7 @@ class SourceState:
         return "\n".join(line for line, _ in self.lines) + "\n"
 
     def paths(self) -> dict[int, str]:
-        """Return the path of the field that each line reads, by line number."""
+        """Return a dict from line number to the path of the field that the line reads."""
         return {number: path for number, (_, path) in enumerate(self.lines, 1) if path}
 
     def _find_free_name(self, preferred: str) -> str:

@@ -38,17 +38,17 @@ def describe_error(exc: Exception) -> str:
             return str(exc)
 
 
-# PAIR and TAIL are indexed by 14 bits of a number and contain the bytes that encode these bits. PAIR is for bits after
-# which more bits of the number follow: it has two bytes, both with the continuation bit. TAIL is for the last bits of
-# the number: it has one or two bytes.
+# PAIR and TAIL are indexed by 14 bits of a number and contain the bytes that encode these bits. PAIR is used if more
+# bits of the number follow. Each of its entries has two bytes, both with the continuation bit. TAIL is used for the
+# last bits of the number. Each of its entries has one or two bytes.
 PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
 TAIL = tuple(chr(number) if number < 128 else PAIR[number][0] + chr(number >> 7) for number in range(1 << 14))
-# LENGTH contains each encoded length, by length. NULLABLE_LENGTH is for a text in a union with null. It contains the
-# encoded index of the text's branch followed by the encoded length, by index and then by length.
+# LENGTH maps a length to the encoded length. NULLABLE_LENGTH is for a text in a union with null. It maps the index of
+# the text's branch, and then the length, to the encoded index followed by the encoded length.
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 NULLABLE_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
-# The next three tables contain the encoded length of an id, by length. ANY_ID_LENGTH ends at 128 characters. ID_LENGTH
+# The next three tables map the length of an id to the encoded length. ANY_ID_LENGTH ends at 128 characters. ID_LENGTH
 # and NULLABLE_ID_LENGTH are for numeric ids. They end at 19 characters, because every id of 1 to 19 digits satisfies
 # all rules for ids. For a longer id, the look-up raises IndexError. An empty id is invalid: the entry for its length is
 # None, and joining None raises TypeError.
@@ -157,8 +157,8 @@ def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int
     return encode, layout.unpack_from
 
 
-# SHORT_LENGTH contains the length by the first byte of the encoded length. The entry is -1 if more bytes follow or the
-# length is negative.
+# SHORT_LENGTH maps the first byte of an encoded length to the length. The entry is -1 if the encoded length has more
+# bytes or the length is negative.
 SHORT_LENGTH = tuple(-1 if byte & 1 or byte > 127 else byte >> 1 for byte in range(256))
 
 # TIME_LOW, TIME_MIDDLE and TIME_HIGH are for times of six bytes that are not negative. Each table maps two of the six
@@ -211,7 +211,7 @@ def decode_length(data: bytes, position: int) -> tuple[int, int]:
 
 
 def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
-    """Return (number of items in a block, its size in bytes or -1 if it is not given, position after both).
+    """Return (number of items in a block, size of the block in bytes or -1 if no size is given, position after both).
 
     Raises Misfit if the block claims more items than bytes follow.
     """
@@ -245,8 +245,8 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
     if count < 0:
         count, _, start = decode_count(data, position)
     first = data[start]
-    # If the length of the first text takes more than one byte, ``step`` is 0. In that case ``end`` is the position of
-    # that length's first byte, which is not 0, and the first way is not taken.
+    # If the length of the first text takes more than one byte, ``step`` is 0, and ``end`` is the position of the first
+    # byte of this length. That byte is not 0, so the first way is not taken.
     step = SHORT_LENGTH[first] + 1
     end = start + step * count
     if end < len(data) and not data[end]:

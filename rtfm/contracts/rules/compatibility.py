@@ -43,8 +43,9 @@ _WIDENS_TO = {
 class Gap:
     """A place where a reader's schema cannot read records of a writer's schema.
 
-    ``path`` is the place and ``rule`` the name of the broken rule. For rules that compare types, names or sizes,
-    ``written`` is the writer's and ``expected`` the reader's. For other rules, ``detail`` says what is wrong.
+    ``path`` is the place and ``rule`` the name of the broken rule. If the rule compares types, names or sizes,
+    ``written`` is that of the writer's schema, and ``expected`` is that of the reader's schema. For other rules,
+    ``detail`` says what is wrong.
     """
 
     path: str
@@ -57,8 +58,8 @@ class Gap:
 def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
     """Return the rules that ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
 
-    In messages, ``schema`` has the number of the next version. If ``schema`` equals the newest version, it has the
-    number of the newest version.
+    Messages refer to ``schema`` by the number of the newest version if ``schema`` equals that version, and otherwise by
+    the number of the next version.
     """
     newest = max(released, default=0)
     number = newest if schema == released.get(newest) else newest + 1
@@ -221,7 +222,7 @@ def _name(node: Node) -> str:
 
 
 def _check_with_avro(reader: Schema, writer: Schema) -> str | None:
-    """Return why Avro's Python checker finds the schemas incompatible; None if it finds them compatible."""
+    """Return why Avro's Python checker finds the schemas incompatible; None if it does not, or cannot parse them."""
     import avro.compatibility
     import avro.errors
     import avro.schema

@@ -123,7 +123,7 @@ def _count_trailing_ones(bits: int) -> int:
 def too_many_error(topic: str, partition: int, limit: str, reason: str) -> TooManyDeadLetters:
     """Return the error for a ``partition`` at the limit. ``limit`` is the text of ``limit_reason``.
 
-    ``reason`` is the class of the error because of which the last record became a dead letter, or would have.
+    ``reason`` is the class of the last record's error. The limit may have kept this record from becoming a dead letter.
     """
     return TooManyDeadLetters(
         f"{topic}, partition {partition}: {limit}, the last one because of {reason}; stopped at the limit",

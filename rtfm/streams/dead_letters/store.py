@@ -140,7 +140,7 @@ class DeadLetterStore:
         """Replay the selected dead letters, and yield a decision about each dead letter.
 
         A dead letter is not replayed if ``refusal`` returns a reason for it. Raises Fenced if another process starts to
-        replay or discard meanwhile. What was yielded before that remains true.
+        replay or discard meanwhile. The decisions that were yielded before this error remain true.
         """
         partitions = cache(self.count_partitions)
 
