@@ -100,8 +100,8 @@ class Contracts:
         schema_id = schema_id_of(data)
         decode = codec.decoder(self.registry.schema(schema_id))
         self._decoders[topic_name][data[:FRAME_BYTES]] = decode
-        # Another thread may have found a conflict of ids since the first look-up, and has then forgotten all decoders. If
-        # so, this second look-up raises ConfigError, and the new decoder must be forgotten, too.
+        # Another thread may have found a conflict of ids since the first look-up, and has then forgotten all decoders.
+        # If so, this second look-up raises ConfigError, and the new decoder must be forgotten, too.
         try:
             self.registry.schema(schema_id)
         except ConfigError:
