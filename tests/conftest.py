@@ -73,7 +73,7 @@ RUNNING = pytest.StashKey[SharedStack]()
 
 @pytest.fixture(autouse=True)
 def _logs() -> Iterator[None]:
-    """Restore the logging configuration after each test, because a command in this process changes it."""
+    """Restore the logging configuration after each test. A test that runs a command in this process changes it."""
     handlers, level = logging.root.handlers[:], logging.root.level
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     yield
@@ -126,7 +126,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Assign tests to xdist workers: the files of ``TOGETHER`` as a whole, other tests one by one.
 
-    xdist_group marks do not work: xdist 3.8 writes them into node ids that pytest 9.2 no longer reads.
+    xdist_group marks do not work: xdist 3.8 adds the group to the id of a test, and pytest 9.2 does not read it there.
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
@@ -324,8 +324,8 @@ def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 def stack_home() -> Iterator[Path]:
     """Create a folder for the data of the local stack.
 
-    If the tests run as root, PostgreSQL runs under another account. pytest denies that account access to
-    ``tmp_path``, so the new folder is somewhere else.
+    If the tests run as root, PostgreSQL runs under another account. That account may not read pytest's ``tmp_path``, so
+    the new folder is somewhere else.
     """
     CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the home of the stack has a link to CACHE_DIR
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))

@@ -34,7 +34,7 @@ MAX_QUESTION_CHARACTERS = 4_000
 TAIL_SHARE = 0.35
 """A passage is dropped if its score is less than this share of the best passage's score.
 
-With 0.5, coverage is a point lower."""
+With 0.5, one percentage point fewer of the messages that answer a question are found (`make eval`)."""
 
 DUPLICATE_COSINE = 0.98
 """Two passages are duplicates if the cosine of their vectors is at least this. Only the better passage is shown."""
@@ -73,8 +73,9 @@ class Ranks:
 class Explanation:
     """Explains how a search reached its result, without text or ids from channels that are not visible.
 
-    ``visible_channels`` is the number of visible channels, ``looked_at`` that of compared vectors, and ``candidates``
-    that of scored passages. ``calibrated`` is False if ``floor`` is a default floor. ``ranks`` are by passage id.
+    Three fields are counts: ``visible_channels`` of visible channels, ``looked_at`` of compared vectors, ``candidates``
+    of passages that were scored. ``calibrated`` is False if ``floor`` is a default floor. ``ranks`` maps the id of a
+    passage to the ranks of the passage.
     """
 
     guild_id: str
@@ -202,7 +203,8 @@ class Retriever:
             try:
                 result = self._search_view(view, search, mode, limit)
             except Unavailable:
-                # If a rebuild has replaced the collection of Chroma during the search, the search is repeated below.
+                # A rebuild that replaces the collection during the search can cause this error as well. The error is
+                # raised only if the collection is still the same.
                 if view.collection() == guild.collection:
                     raise
             else:

@@ -5,8 +5,8 @@ is the one of Kafka's Java clients. The queue is bounded. If the queue is full, 
 Unavailable after the delivery timeout.
 
 If a queued record is not delivered, ``on_delivery`` and the next ``flush`` report that. Records that are still queued
-when the producer is closed are dropped, and only ``on_delivery`` and the log report them. If ``flush`` is never called,
-failures do not fill the memory, because the producer keeps only their number for each reason.
+after ``close`` has waited for them are dropped. ``on_delivery``, the log and the metrics report them. If ``flush`` is
+never called, failures do not fill the memory, because the producer keeps only their number for each reason.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class EventProducer:
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = Counter[str]()
-        # By topic, the topic's name on the cluster, and the report callback for records without ``on_delivery``. Both
+        # Maps a topic to its name on the cluster and to the report callback for records without ``on_delivery``. Both
         # are cached, because building them for each record took a twelfth of the time that sending a question takes.
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(

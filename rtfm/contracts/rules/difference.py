@@ -10,7 +10,7 @@ def describe_changes(old: Schema, new: Schema) -> list[str]:
     """Return one line for each change from ``old`` to ``new``, for people."""
     before, after = _fields(parse(old)), _fields(parse(new))
     removed, added = before.keys() - after.keys(), after.keys() - before.keys()
-    # Fields inside an added or removed record are not listed again.
+    # If an added or removed field holds an Avro record, only that field is listed, not the fields inside the record.
     lines = [f"field {path} is removed" for path in before if path in removed and _parent(path) not in removed]
     for path, entry in after.items():
         if path not in before:
