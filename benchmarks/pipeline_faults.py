@@ -47,7 +47,7 @@ def measure_sleeper(base: Settings) -> list[Figure]:
                 flow.wait()
             rng, started_s, slept = random.Random(1), time.monotonic(), False
             while (now_s := time.monotonic() - started_s) < SLEEPER_S:
-                time.sleep(rng.expovariate(PER_S))
+                time.sleep(rng.expovariate(PER_S))  # records arrive at random, PER_S on average
                 for flow in runs.values():
                     flow.send()
                 if now_s > 2 and not slept:

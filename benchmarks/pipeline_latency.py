@@ -49,7 +49,7 @@ def measure_light_load(base: Settings) -> list[Figure]:
         for name in itertools.cycle(round_trips):
             if time.monotonic() > until_s:
                 break
-            time.sleep(rng.expovariate(2 * LIGHT_PER_S))
+            time.sleep(rng.expovariate(2 * LIGHT_PER_S))  # each of the two gets LIGHT_PER_S at random times
             samples[name].append(round_trips[name].measure())
         for trips in round_trips.values():
             trips.close()

@@ -2,8 +2,8 @@
 
 The pages are docs/configuration.md and .env.example, which are generated from the settings, and one page in
 docs/contracts/ for each contract. It also copies the programs of examples/ into the pages that show them.
-``python docs/generate.py`` writes all of them. With ``--check`` it changes nothing, and
-exits with 1 if a page is out of date.
+``python docs/generate.py`` writes all of them. With ``--check`` it changes nothing, and exits with 1 if a page is out
+of date.
 """
 
 from __future__ import annotations

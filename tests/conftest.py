@@ -30,6 +30,7 @@ from hypothesis import settings as hypothesis_settings
 
 from rtfm.contracts import Catalogue
 from rtfm.settings import Settings
+from tests.fakes.discord import FakeDiscord, FakeGuild
 from tests.forked_cli import run_forked
 from tests.shared_stack import SharedStack
 
@@ -375,3 +376,14 @@ def _register(catalogue: Catalogue, settings: Settings) -> None:
 def _database(stack: StackAddresses, name: str) -> str:
     server, _, _ = stack.postgres.rpartition("/")
     return f"{server}/{name}"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeDiscord]:
+    with FakeDiscord() as server:
+        yield server
+
+
+@pytest.fixture
+def guild(fake: FakeDiscord) -> FakeGuild:
+    return fake.guild()

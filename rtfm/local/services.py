@@ -315,7 +315,7 @@ def _lend_password(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]
     """Yield a temporary file from which ``account`` can read the database's password.
 
     Generates the password if there is none. The database needs a password, because every user of the machine can
-    connect to PostgreSQL, and PostgreSQL runs any program for whoever logs in as the owner of the database.
+    connect to PostgreSQL, and the owner of the database can make PostgreSQL run any program.
     """
     password = _password_file(data_dir)
     if not password.is_file():

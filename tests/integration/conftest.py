@@ -32,17 +32,6 @@ def contracts(settings: Settings) -> Iterator[Contracts]:
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeDiscord]:
-    with FakeDiscord() as server:
-        yield server
-
-
-@pytest.fixture
-def guild(fake: FakeDiscord) -> FakeGuild:
-    return fake.guild()
-
-
-@pytest.fixture
 def asked(fake: FakeDiscord, guild: FakeGuild) -> FakeMessage:
     """A question in an open channel, posted before the bot connects to Discord."""
     return fake.says(guild.channel("general"), fake.person("ada", guild), "!rtfm how?", announce=False)

@@ -23,14 +23,11 @@ from rtfm.bot.service import run_bot
 from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import ConfigError
 from rtfm.events import (
-    Audience,
     BotQuery,
     BotResponse,
     DiscordMessage,
     MessageChange,
     Outcome,
-    RetrievedPassage,
-    SourceKind,
     TimestampMillis,
 )
 from rtfm.knowledge.archive import SqlArchive
@@ -41,13 +38,8 @@ from rtfm.streams.pipeline import Record
 from rtfm.streams.producer import EventProducer
 from rtfm.streams.topics import TopicAdmin
 from tests.conftest import environment_of
+from tests.delivering import answer_to
 from tests.fakes.discord import FakeDiscord, FakeGuild, FakeMessage
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeDiscord]:
-    with FakeDiscord() as server:
-        yield server
 
 
 @pytest.fixture
@@ -175,26 +167,9 @@ def produce(settings: Settings, *responses: BotResponse) -> None:
         producer.flush(30)
 
 
-def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int = 0) -> BotResponse:
-    assert asked.channel.guild is not None
-    return BotResponse(
-        query_id=f"m{asked.id}",
-        guild_id=asked.channel.guild.id,
-        channel_id=asked.channel.id,
-        query_message_id=asked.id,
-        asker_id=asked.author.id,
-        asked_at=TimestampMillis(0),
-        audience=Audience.PUBLIC,
-        outcome=Outcome.ANSWERED,
-        answer=answer,
-        retrieved=[
-            RetrievedPassage(
-                passage_id="p5", kind=SourceKind.MESSAGE, acl_channel_id=asked.channel.id, message_ids=["5"], score=1.0
-            )
-        ],
-        answered_at=TimestampMillis(time.time_ns() // 1_000_000 - ago_ms),
-        elapsed_ms=5,
-    )
+def response_to(asked: FakeMessage, *, ago_ms: int = 0) -> BotResponse:
+    response = answer_to(asked)
+    return evolve(response, answered_at=TimestampMillis(response.answered_at - ago_ms))
 
 
 def open_question(settings: Settings, response: BotResponse) -> BotResponse:

@@ -8,8 +8,9 @@ from attrs import define, field, frozen
 
 from rtfm.bot.asking import OpenQuestionSender
 from rtfm.bot.outbox import Acknowledgement, Outbox
-from rtfm.events import Audience, BotQuery, DiscordMessage, TimestampMillis
+from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive
+from tests.streams import build_query
 
 
 @frozen
@@ -41,17 +42,6 @@ def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) ->
     kafka = Kafka(archive)
     box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
     box.start()
-    question = BotQuery(
-        query_id="m1",
-        channel_id="200",
-        message_id="1",
-        asker_id="7",
-        question="how?",
-        asked_at=TimestampMillis(0),
-        expires_at=TimestampMillis(600_000),
-        audience=Audience.ASKER,
-        visible_channel_ids=[],
-    )
-    box.offer("bot-queries", question)
+    box.offer("bot-queries", build_query(1))
     assert box.close(30) == 0
     assert kafka.open == [True]

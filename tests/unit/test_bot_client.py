@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import discord
 import pytest
@@ -44,17 +44,6 @@ class Published:
                 assert topic == "bot-queries"
                 self.queries.append(event)
         return True
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeDiscord]:
-    with FakeDiscord() as server:
-        yield server
-
-
-@pytest.fixture
-def guild(fake: FakeDiscord) -> FakeGuild:
-    return fake.guild()
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

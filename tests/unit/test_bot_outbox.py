@@ -13,8 +13,9 @@ from rtfm.bot.asking import OpenQuestionSender
 from rtfm.bot.messages import to_deletion_event
 from rtfm.bot.outbox import Acknowledgement, Outbox
 from rtfm.errors import PermanentError, Unavailable
-from rtfm.events import Audience, BotQuery, DiscordMessage, TimestampMillis
+from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive
+from tests.streams import build_query
 
 
 @frozen
@@ -132,23 +133,10 @@ def test_the_gauge_counts_the_events_of_all_outboxes(outbox: Outbox, sender: Fla
     assert REGISTRY.get_sample_value("rtfm_outbox_events") == before
 
 
-QUESTION = BotQuery(
-    query_id="m1",
-    channel_id="200",
-    message_id="1",
-    asker_id="7",
-    question="how?",
-    asked_at=TimestampMillis(0),
-    expires_at=TimestampMillis(600_000),
-    audience=Audience.ASKER,
-    visible_channel_ids=[],
-)
-
-
 def test_a_question_that_cannot_be_stored_is_not_asked(sender: FlakySender) -> None:
     """If the archive cannot store a question, the question is not sent, because its answer could not be posted."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
     asking = OpenQuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
     with pytest.raises(Unavailable):
-        asking.send("bot-queries", QUESTION, on_delivery=lambda _: None)
+        asking.send("bot-queries", build_query(1), on_delivery=lambda _: None)
     assert sender.taken == []
